@@ -1,0 +1,103 @@
+package api
+
+// The hooks are what builder and router ask of the controller, with the shared
+// key in HeaderBuilderAuth. Push, config and build are contract section 6; the
+// others are ours.
+//
+//	POST /v1/hooks/key     KeyHook    200 KeyHookAnswer, 404 unknown key
+//	POST /v1/hooks/access  AccessHook 200 AccessHookAnswer, 403, 404
+//	POST /v1/hooks/push    PushHook   201
+//	POST /v1/hooks/config  RepoHook   200 Config
+//	POST /v1/hooks/build   BuildHook  200 BuildHookAnswer; with Accept: application/x-ndjson
+//	                                  a stream of BuildEvent, the last with Answer or Error
+//	GET  /v1/hooks/apps               200 AppsHookAnswer: all that exist
+//	GET  /v1/hooks/routes?generation=N  200 a stream of routerconf.Change (JSON lines): what came
+//	                                  after N, or a snapshot where that is not known any more; an empty line is a
+//	                                  sign of life, sent every RoutesHeartbeat. 503 until the
+//	                                  controller knows the instances.
+//	POST /v1/hooks/routers routerconf.Status  204
+
+// RoutesHeartbeatSeconds is how often the stream of routes shows a sign of
+// life; a router that sees nothing for three times as long connects again.
+const RoutesHeartbeatSeconds = 5
+
+// KeyHook asks whose an SSH key is.
+type KeyHook struct {
+	// Key is the public key in authorized_keys form, without comment.
+	Key string `json:"key"`
+}
+
+// KeyHookAnswer names the key's owner.
+type KeyHookAnswer struct {
+	Username string `json:"username"`
+	// Fingerprint is the MD5 form of contract 5.11.
+	Fingerprint string `json:"fingerprint"`
+}
+
+// RepoHook says for whom and for which app a hook is called.
+type RepoHook struct {
+	ReceiveUser string `json:"receive_user"`
+	ReceiveRepo string `json:"receive_repo"` // app id
+}
+
+// AccessHook asks whether a user may read and push an app's repository.
+type AccessHook struct {
+	RepoHook
+}
+
+// AccessHookAnswer is given when he may.
+type AccessHookAnswer struct {
+	// App is the app's UUID, under which the repository is kept.
+	App string `json:"app"`
+}
+
+// PushHook records that a push has begun.
+type PushHook struct {
+	RepoHook
+	SHA                string `json:"sha"`
+	Fingerprint        string `json:"fingerprint"`
+	SSHConnection      string `json:"ssh_connection"`
+	SSHOriginalCommand string `json:"ssh_original_command"`
+}
+
+// BuildHook posts a finished build.
+type BuildHook struct {
+	RepoHook
+	Image      string            `json:"image"`
+	SHA        string            `json:"sha"`
+	Procfile   map[string]string `json:"procfile"`
+	Dockerfile string            `json:"dockerfile"`
+	// The rest is ours. Digest pins the image ("sha256:..."); Log is the build's output, of which the
+	// controller keeps the last MaxBuildLog bytes.
+	Digest   string `json:"digest,omitempty"`
+	Strategy string `json:"strategy,omitempty"`
+	Log      string `json:"log,omitempty"`
+}
+
+// MaxBuildLog bounds the log kept with a build, in bytes.
+const MaxBuildLog = 1 << 20
+
+// BuildHookAnswer is what the pusher is shown at the end.
+type BuildHookAnswer struct {
+	Release struct {
+		Version int `json:"version"`
+	} `json:"release"`
+	Domains []string `json:"domains"`
+}
+
+// BuildEvent is one line of the streamed build hook.
+type BuildEvent struct {
+	// Message is a line of progress for the pusher.
+	Message string           `json:"message,omitempty"`
+	Answer  *BuildHookAnswer `json:"answer,omitempty"`
+	// Error and Status are the end of a failed rollout: the text for the pusher and the HTTP
+	// status that the plain hook would have had.
+	Error  string `json:"error,omitempty"`
+	Status int    `json:"status,omitempty"`
+}
+
+// AppsHookAnswer lists the UUIDs of all apps; repositories and caches of
+// others may go.
+type AppsHookAnswer struct {
+	Apps []string `json:"apps"`
+}

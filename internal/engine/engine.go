@@ -1,0 +1,143 @@
+// Package engine is the contract between the controller and what runs the
+// instances. It is declarative, so that a cluster scheduler can be an engine as
+// well as one machine's containerd. Package enginetest tests it.
+package engine
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/deis/deis/internal/paas"
+)
+
+// DefaultPort is PORT where neither the config nor the image says otherwise
+// (contract 9.6).
+const DefaultPort = 5000
+
+// StopGrace is the time between TERM and KILL (contract 8).
+const StopGrace = 10 * time.Second
+
+// Engine runs sets of instances.
+//
+// All methods may be called concurrently, also for one set: an engine
+// serialises what it must. All are idempotent: repeating a call, or making it
+// after a crash of the engine's client, leads to the same end. Contexts bound
+// the call, never the life of what it started. Errors that concern the user
+// (an image that is not there, no memory) carry paas codes; others do not.
+type Engine interface {
+	// Apply makes the instances spec.Nums of spec.SetKey exist and run, and
+	// removes every other instance of that key, youngest first, each with TERM, StopGrace, KILL. Existing
+	// running instances are left alone even when the other fields differ: a
+	// set's inputs never change. Instances that have ended are replaced. It returns when all processes have
+	// been started. When one cannot be created it removes those that this call created and
+	// returns an error; a process that starts and ends at once is no error of
+	// Apply but an instance in state crashed.
+	Apply(ctx context.Context, spec SetSpec) error
+
+	// Remove stops and removes all instances of a set: TERM, StopGrace, KILL.
+	// It is nil when there are none.
+	Remove(ctx context.Context, key SetKey) error
+
+	// Instances lists the instances of one app, or of all with app "", crashed
+	// ones included. The order is by type, number, generation.
+	Instances(ctx context.Context, app string) ([]Instance, error)
+
+	// Watch sends the UUID of an app each time that one of its instances may have
+	// changed, and "" when any app may have (after a lost connection, say). It
+	// says that one should look, not what changed; several changes may be one
+	// message. The channel is closed when ctx ends.
+	Watch(ctx context.Context) <-chan string
+
+	// Probe asks once whether an instance serves; nil means that it does.
+	// The error says what was wrong in words for the user.
+	Probe(ctx context.Context, inst Instance, check Check) error
+
+	// Logs calls yield for the last n lines of an app, oldest first, of all its instances that
+	// are or were. With follow it then goes on with new lines until ctx ends.
+	// yield's error ends the call and is returned.
+	Logs(ctx context.Context, app string, n int, follow bool, yield func(LogLine) error) error
+
+	// Run runs a one-off process to its end and returns its exit code. Nothing
+	// of it remains when Run returns, also when ctx ends first.
+	Run(ctx context.Context, job Job) (exitCode int, err error)
+
+	// Forget removes all that the engine keeps for an app: instances, logs and
+	// images. It is nil when there is nothing.
+	Forget(ctx context.Context, app string) error
+}
+
+// SetKey identifies a set of instances with equal inputs.
+type SetKey struct {
+	App        string // app UUID
+	Type       string // process type
+	Generation int64
+}
+
+// SetSpec is what a set should be.
+type SetSpec struct {
+	SetKey
+	Nums    []int
+	Process Process
+}
+
+// Process is what one instance runs.
+type Process struct {
+	// AppID is the app's name; Version the release. With type and number they make the
+	// name that users see, <app>_v<version>.<type>.<num>.
+	AppID   string
+	Version int
+	// Image is a reference that the engine has or can pull; Digest, when known, pins it.
+	Image  string
+	Digest string
+	// Command replaces the image's command and entrypoint; nil keeps both.
+	Command []string
+	// Env is the config; it is secret. PORT is added unless it is set.
+	Env map[string]string
+	// Memory is in bytes, 0 for no limit. CPUShares is the relative weight,
+	// 0 to 1024 (contract 5.2), 0 for the default.
+	Memory    int64
+	CPUShares int64
+}
+
+// Instance is what the engine knows of one instance.
+type Instance struct {
+	SetKey
+	// ID names this very container; a replacement has another.
+	ID      string
+	Num     int
+	AppID   string
+	Version int
+	State   paas.InstanceState
+	// Address is host:port; empty unless State is up.
+	Address string
+	// Reason explains crashed and error, in words for the user.
+	Reason  string
+	Started time.Time
+}
+
+// Check says what healthy means.
+type Check struct {
+	// Path is asked with GET and must answer 200; with "" an open port is enough, and
+	// for types that are not routed a running process.
+	Path    string
+	Timeout time.Duration
+}
+
+// LogLine is one line that an instance wrote.
+type LogLine struct {
+	Time   time.Time
+	Type   string
+	Num    int
+	Stderr bool
+	Text   string // without newline
+}
+
+// Job is a one-off process.
+type Job struct {
+	App     string // app UUID
+	Num     int
+	Process Process
+	Stdin   io.Reader // may be nil
+	Output  io.Writer // stdout and stderr together
+}
