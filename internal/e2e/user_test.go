@@ -1,0 +1,184 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// user is a person with a home, a key and an account on a platform.
+type user struct {
+	p    *platform
+	home string
+}
+
+func (p *platform) newUser(t *testing.T, name string) *user {
+	t.Helper()
+	u := &user{p: p, home: t.TempDir()}
+	if err := os.Mkdir(filepath.Join(u.home, ".ssh"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(u.home, ".ssh", "id_ed25519")
+	u.must(t, "", "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key)
+	_, port, _ := net.SplitHostPort(p.http)
+	u.must(t, "", "deis", "register", "http://deis.localhost:"+port, "--username", name, "--password", "secret", "--email", name+"@example.com")
+	u.must(t, "", "deis", "keys:add", key+".pub")
+	return u
+}
+
+// run runs a command as the user, in a directory.
+func (u *user) run(ctx context.Context, dir, name string, args ...string) (string, error) {
+	if path := filepath.Join(bin(), name); name == "deis" {
+		name = path
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME="+u.home, "GIT_SSH_COMMAND="+sshCommand(u.home), "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=e2e", "GIT_AUTHOR_EMAIL=e2e@example.com", "GIT_COMMITTER_NAME=e2e", "GIT_COMMITTER_EMAIL=e2e@example.com")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s", filepath.Base(name), strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+func (u *user) must(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	out, err := u.run(t.Context(), dir, name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// newApp makes a repository with the tests' app and creates the app.
+func (u *user) newApp(t *testing.T, app string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), app)
+	if err := copyTestApp(dir); err != nil {
+		t.Fatal(err)
+	}
+	u.must(t, dir, "git", "init", "-q", "-b", "master")
+	u.must(t, dir, "git", "add", "-A")
+	u.must(t, dir, "git", "commit", "-q", "-m", "first")
+	u.must(t, dir, "deis", "create", app)
+	return dir
+}
+
+// push commits a new message and pushes it.
+func (u *user) push(t *testing.T, dir, message string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "message"), []byte(message), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u.must(t, dir, "git", "commit", "-q", "--allow-empty", "-a", "-m", message)
+	u.must(t, dir, "git", "push", "-q", "deis", "master")
+}
+
+// client makes requests to hosts of the platform.
+func (p *platform) client(keepAlive bool) *http.Client {
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", p.http)
+		},
+		MaxIdleConnsPerHost: 100, DisableKeepAlives: !keepAlive,
+	}}
+}
+
+func (p *platform) get(ctx context.Context, c *http.Client, host, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// load is a constant rate of requests to one host, half of them over kept
+// connections, half over new ones.
+type load struct {
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	mu       sync.Mutex
+	count    int
+	failures []string
+	bodies   map[string]int
+}
+
+func (p *platform) startLoad(t *testing.T, host, path string, perSecond int) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	l := &load{cancel: cancel, bodies: map[string]int{}}
+	kept, fresh := p.client(true), p.client(false)
+	l.done.Go(func() {
+		tick := time.NewTicker(time.Second / time.Duration(perSecond))
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			c := kept
+			if n%2 == 1 {
+				c = fresh
+			}
+			l.done.Go(func() { l.one(p, c, host, path) })
+		}
+	})
+	t.Cleanup(func() { cancel(); l.done.Wait() })
+	return l
+}
+
+func (l *load) one(p *platform, c *http.Client, host, path string) {
+	began := time.Now()
+	status, body, err := p.get(context.Background(), c, host, path)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count++
+	switch {
+	case err != nil:
+		l.failures = append(l.failures, fmt.Sprintf("%s after %v: %v", began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
+	case status != http.StatusOK:
+		l.failures = append(l.failures, fmt.Sprintf("%s: %d %.200s", began.Format("15:04:05.000"), status, body))
+	default:
+		l.bodies[strings.TrimSpace(body)]++
+	}
+}
+
+// stop ends the load, waits for the last answer and fails the test if any
+// request failed or an expected answer never came.
+func (l *load) stop(t *testing.T, want ...string) {
+	t.Helper()
+	l.cancel()
+	l.done.Wait()
+	if len(l.failures) > 0 {
+		t.Errorf("%d of %d requests failed; the first: %s", len(l.failures), l.count, strings.Join(l.failures[:min(5, len(l.failures))], "\n"))
+	}
+	t.Logf("%d requests, %d failed, %d different answers", l.count, len(l.failures), len(l.bodies))
+	for _, w := range want {
+		seen := false
+		for body := range l.bodies {
+			seen = seen || strings.Contains(body, w)
+		}
+		if !seen {
+			t.Errorf("no answer contained %q", w)
+		}
+	}
+}
