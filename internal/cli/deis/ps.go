@@ -1,0 +1,140 @@
+package deis
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/deis/deis/internal/api"
+	"github.com/spf13/cobra"
+)
+
+func (c *cli) psCommands() []*cobra.Command {
+	list := &cobra.Command{
+		Use:     "ps:list",
+		Aliases: []string{"ps"},
+		Short:   "List an app's processes",
+		Example: "deis ps --app=demo",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, app, err := c.forApp(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.listProcesses(cmd.Context(), app)
+		},
+	}
+	scale := &cobra.Command{
+		Use:     "ps:scale <type>=<number>...",
+		Aliases: []string{"scale"},
+		Short:   "Set how many processes of a type run",
+		Example: "deis scale web=3 worker=1",
+		Args:    atLeast(1),
+		RunE:    func(cmd *cobra.Command, args []string) error { return c.scale(cmd, args) },
+	}
+	restart := &cobra.Command{
+		Use:     "ps:restart [<type>[.<number>]]",
+		Aliases: []string{"restart"},
+		Short:   "Restart all processes, those of a type, or one",
+		Example: "deis restart web.1",
+		Args:    between(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.restart(cmd, strings.Join(args, ""))
+		},
+	}
+	c.withApp(list, scale, restart)
+	c.withList(list)
+	c.withJSON(scale, restart)
+	return []*cobra.Command{list, scale, restart}
+}
+
+func (c *cli) listProcesses(ctx context.Context, app string) error {
+	page, err := list[api.Container](ctx, c, appPath(app, "containers/"))
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return show(c, "", page, nil)
+	}
+	c.printProcesses(app, page)
+	return nil
+}
+
+// printProcesses prints them by type and number.
+func (c *cli) printProcesses(app string, page api.List[api.Container]) {
+	all := slices.SortedFunc(slices.Values(page.Results), func(a, b api.Container) int {
+		return cmp.Or(strings.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num))
+	})
+	c.heading("%s Processes", app)
+	previous := ""
+	for _, p := range all {
+		if p.Type != previous {
+			c.say("--- %s:", p.Type)
+			previous = p.Type
+		}
+		c.say("%s.%d %s (%s)", p.Type, p.Num, p.State, p.Release)
+	}
+	if len(page.Results) < page.Count {
+		c.complain("%d of %d are shown; --limit=%d shows all.", len(page.Results), page.Count, page.Count)
+	}
+}
+
+func (c *cli) scale(cmd *cobra.Command, args []string) error {
+	formation := map[string]int{}
+	for _, arg := range args {
+		kind, number, _ := strings.Cut(arg, "=")
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 0 || kind == "" {
+			return usage(cmd, "%s is not of the form <type>=<number>.", arg)
+		}
+		formation[kind] = n
+	}
+	ctx := cmd.Context()
+	s, app, err := c.forApp(ctx)
+	if err != nil {
+		return err
+	}
+	err = c.timed("Scaling processes", func() error {
+		return s.api.Call(ctx, http.MethodPost, appPath(app, "scale/"), formation, nil)
+	})
+	if err != nil {
+		return err
+	}
+	return c.listProcesses(ctx, app)
+}
+
+func (c *cli) restart(cmd *cobra.Command, which string) error {
+	path := "containers/"
+	if which != "" {
+		kind, number, one := strings.Cut(which, ".")
+		path += url.PathEscape(kind) + "/"
+		if one {
+			n, err := strconv.Atoi(number)
+			if err != nil || n < 1 || kind == "" {
+				return usage(cmd, "%s is not of the form <type> or <type>.<number>.", which)
+			}
+			path += fmt.Sprint(n) + "/"
+		}
+	}
+	ctx := cmd.Context()
+	s, app, err := c.forApp(ctx)
+	if err != nil {
+		return err
+	}
+	restarted := []api.Container{}
+	err = c.timed("Restarting processes", func() error {
+		return s.api.Call(ctx, http.MethodPost, appPath(app, path+"restart/"), nil, &restarted)
+	})
+	if err != nil {
+		return err
+	}
+	if len(restarted) == 0 && which != "" {
+		return fail("No process "+which+" runs in "+app+".", "deis ps --app="+app)
+	}
+	return c.listProcesses(ctx, app)
+}
