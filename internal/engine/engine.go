@@ -126,11 +126,13 @@ type Check struct {
 
 // LogLine is one line that an instance wrote.
 type LogLine struct {
-	Time   time.Time
-	Type   string
-	Num    int
-	Stderr bool
-	Text   string // without newline
+	Time time.Time
+	Type string
+	Num  int
+	// Generation tells the instances of one type and number apart.
+	Generation int64
+	Stderr     bool
+	Text       string // without newline
 }
 
 // Job is a one-off process.

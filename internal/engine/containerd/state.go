@@ -1,0 +1,300 @@
+package containerd
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+// The labels of a container record, all the engine's knowledge of what it is.
+const (
+	labelKind       = "deis.kind"
+	labelApp        = "deis.app"
+	labelAppID      = "deis.app-id"
+	labelType       = "deis.type"
+	labelNum        = "deis.num"
+	labelGeneration = "deis.generation"
+	labelVersion    = "deis.version"
+	labelPort       = "deis.port"
+	// labelFailed is why the process could not be started at all.
+	labelFailed = "deis.failed"
+)
+
+// The kinds.
+const (
+	kindInstance = "instance"
+	kindJob      = "job"
+)
+
+// record is what the labels of a container say.
+type record struct {
+	engine.SetKey
+	ID      string
+	Kind    string
+	AppID   string
+	Num     int
+	Version int
+	Port    int
+	Failed  string
+	Created time.Time
+}
+
+func (r record) labels() map[string]string {
+	return map[string]string{
+		labelKind:       r.Kind,
+		labelApp:        r.App,
+		labelAppID:      r.AppID,
+		labelType:       r.Type,
+		labelNum:        strconv.Itoa(r.Num),
+		labelGeneration: strconv.FormatInt(r.Generation, 10),
+		labelVersion:    strconv.Itoa(r.Version),
+		labelPort:       strconv.Itoa(r.Port),
+	}
+}
+
+// parseRecord is false for containers that are not the engine's, builds for example.
+func parseRecord(c containers.Container) (record, bool) {
+	l := c.Labels
+	if !validID.MatchString(c.ID) || l[labelApp] == "" || l[labelKind] == "" {
+		return record{}, false
+	}
+	num, errNum := strconv.Atoi(l[labelNum])
+	generation, errGeneration := strconv.ParseInt(l[labelGeneration], 10, 64)
+	version, errVersion := strconv.Atoi(l[labelVersion])
+	port, errPort := strconv.Atoi(l[labelPort])
+	return record{
+		SetKey:  engine.SetKey{App: l[labelApp], Type: l[labelType], Generation: generation},
+		ID:      c.ID,
+		Kind:    l[labelKind],
+		AppID:   l[labelAppID],
+		Num:     num,
+		Version: version,
+		Port:    port,
+		Failed:  l[labelFailed],
+		Created: c.CreatedAt,
+	}, cmp.Or(errNum, errGeneration, errVersion, errPort) == nil
+}
+
+// records lists the containers of one app, or of all, in no order.
+func (e *Engine) records(ctx context.Context, app, kind string) ([]record, error) {
+	filter := fmt.Sprintf("labels.%q==%s", labelKind, kind)
+	if app != "" {
+		filter += fmt.Sprintf(",labels.%q==%q", labelApp, app)
+	}
+	list, err := e.client.ContainerService().List(ctx, filter)
+	if err != nil {
+		return nil, wrap(err, "list containers")
+	}
+	var out []record
+	for _, c := range list {
+		if r, ok := parseRecord(c); ok {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// fewTasks is up to how many tasks are asked for one by one: a list costs
+// containerd one call of every shim on the machine.
+const fewTasks = 8
+
+// statuses returns the tasks of some containers by id; those without one are not in it.
+func (e *Engine) statuses(ctx context.Context, list []record) (map[string]*task.Process, error) {
+	found := map[string]*task.Process{}
+	if len(list) > fewTasks {
+		res, err := e.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+		if err != nil {
+			return nil, wrap(native(err), "list tasks")
+		}
+		for _, p := range res.Tasks {
+			found[p.ID] = p
+		}
+		return found, nil
+	}
+	for _, r := range list {
+		res, err := e.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: r.ID})
+		if err = native(err); errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, wrap(err, "look at task %s", r.ID)
+		}
+		found[r.ID] = res.Process
+	}
+	return found, nil
+}
+
+// Instances implements engine.Engine.
+func (e *Engine) Instances(ctx context.Context, app string) ([]engine.Instance, error) {
+	if app != "" && !validApp.MatchString(app) {
+		return nil, nil
+	}
+	ctx = e.in(ctx)
+	list, err := e.records(ctx, app, kindInstance)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	status, err := e.statuses(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]engine.Instance, 0, len(list))
+	for _, r := range list {
+		out = append(out, e.instance(r, status[r.ID]))
+	}
+	slices.SortFunc(out, func(a, b engine.Instance) int {
+		return cmp.Or(
+			cmp.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num),
+			cmp.Compare(a.Generation, b.Generation), a.Started.Compare(b.Started))
+	})
+	return out, nil
+}
+
+// note is what this process knows or has read of a container.
+type note struct {
+	app string
+	// busy is the state while this process creates or removes it; else empty.
+	busy  paas.InstanceState
+	start *startInfo
+	// ended is why the process is not there any more, when it was looked up already.
+	ended string
+}
+
+// startInfo is written when the process starts.
+type startInfo struct {
+	Address netip.Addr
+	Started time.Time
+}
+
+func (e *Engine) startFile(id string) string {
+	return filepath.Join(e.instanceDir(id), "start.json")
+}
+
+// noteOf returns the note of a container, new if need be. The caller holds e.mu.
+func (e *Engine) noteOf(id, app string) *note {
+	n := e.notes[id]
+	if n == nil {
+		n = &note{app: app}
+		e.notes[id] = n
+	}
+	return n
+}
+
+func (e *Engine) setBusy(id, app string, state paas.InstanceState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.noteOf(id, app).busy = state
+}
+
+// instance judges what a record and its task (nil if there is none) amount to.
+func (e *Engine) instance(r record, p *task.Process) engine.Instance {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := e.noteOf(r.ID, r.App)
+	if n.start == nil {
+		n.start = e.readStart(r.ID)
+	}
+	inst := engine.Instance{SetKey: r.SetKey, ID: r.ID, Num: r.Num, AppID: r.AppID, Version: r.Version, Started: r.Created}
+	if n.start != nil {
+		inst.Started = n.start.Started
+	}
+	switch {
+	case n.busy == paas.StateCreated, n.busy == paas.StateDown && (p == nil || p.Status != task.Status_RUNNING):
+		inst.State = n.busy
+	case r.Failed != "":
+		inst.State, inst.Reason = paas.StateCrashed, r.Failed
+	case p == nil:
+		inst.State, inst.Reason = paas.StateDown, "stopped, because the machine or the container engine was"
+	case p.Status == task.Status_RUNNING && n.start != nil:
+		inst.State = paas.StateUp
+		inst.Address = net.JoinHostPort(n.start.Address.String(), strconv.Itoa(r.Port))
+	case p.Status == task.Status_STOPPED:
+		inst.State, inst.Reason = paas.StateCrashed, e.reasonOf(n, r.ID, p.ExitStatus)
+	default:
+		inst.State = paas.StateCreated
+	}
+	return inst
+}
+
+// readStart is nil while the process was not started.
+func (e *Engine) readStart(id string) *startInfo {
+	text, err := os.ReadFile(e.startFile(id))
+	if err != nil {
+		return nil
+	}
+	s := &startInfo{}
+	if json.Unmarshal(text, s) != nil || !s.Address.IsValid() {
+		return nil
+	}
+	return s
+}
+
+// reason says why a process ended.
+func (e *Engine) reason(id, app string, code uint32) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.reasonOf(e.noteOf(id, app), id, code)
+}
+
+// reasonOf looks it up once. The caller holds e.mu.
+func (e *Engine) reasonOf(n *note, id string, code uint32) string {
+	if n.ended == "" {
+		n.ended = e.endReason(id, code)
+	}
+	return n.ended
+}
+
+// endReason says in words why a process ended. The control group is there
+// until the task is deleted, so that it can be asked at any time later.
+func (e *Engine) endReason(id string, code uint32) string {
+	reason := fmt.Sprintf("exited with code %d", code)
+	if code > 128 {
+		if name := unix.SignalName(syscall.Signal(code - 128)); name != "" {
+			reason += " (" + name + ")"
+		}
+	}
+	if e.oomKilled(id) {
+		e.metrics.ends.WithLabelValues("oom").Inc()
+		return "killed, because it used more memory than its limit; " + reason
+	}
+	e.metrics.ends.WithLabelValues("exit").Inc()
+	return reason
+}
+
+// oomKilled reports whether the memory limit killed a process of the container.
+func (e *Engine) oomKilled(id string) bool {
+	for _, path := range []string{
+		"/sys/fs/cgroup" + e.cgroup(id) + "/memory.events",             // version 2
+		"/sys/fs/cgroup/memory" + e.cgroup(id) + "/memory.oom_control", // version 1
+	} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" && f[1] != "0" {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,275 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	eventtypes "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/typeurl/v2"
+
+	"github.com/deis/deis/internal/hostnet"
+)
+
+const (
+	// syncTopic is that of an event of our own, which shows that the stream of
+	// events has begun.
+	syncTopic = "/deis/sync"
+	// retryPause is the time between two attempts at containerd; one attempt
+	// waits for connectWait by itself.
+	retryPause = 100 * time.Millisecond
+	// syncTime is how long an event may take from containerd to us before it
+	// is sent again.
+	syncTime = 200 * time.Millisecond
+)
+
+// watchers are those who called Watch. The zero value is ready.
+type watchers struct {
+	mu  sync.Mutex
+	all map[*watcher]struct{}
+}
+
+// watcher collects what one of them has not heard yet.
+type watcher struct {
+	wake    chan struct{} // capacity 1
+	pending map[string]struct{}
+}
+
+func (w *watchers) notify(app string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for one := range w.all {
+		one.pending[app] = struct{}{}
+		select {
+		case one.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (w *watchers) add() *watcher {
+	one := &watcher{wake: make(chan struct{}, 1), pending: map[string]struct{}{}}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all == nil {
+		w.all = map[*watcher]struct{}{}
+	}
+	w.all[one] = struct{}{}
+	return one
+}
+
+func (w *watchers) remove(one *watcher) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.all, one)
+}
+
+// take returns what is pending; "" stands for all the others.
+func (w *watchers) take(one *watcher) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var apps []string
+	for app := range one.pending {
+		apps = append(apps, app)
+	}
+	clear(one.pending)
+	if slices.Contains(apps, "") {
+		return []string{""}
+	}
+	return apps
+}
+
+// Watch implements engine.Engine.
+func (e *Engine) Watch(ctx context.Context) <-chan string {
+	out := make(chan string)
+	one := e.watch.add()
+	go func() {
+		defer close(out)
+		defer e.watch.remove(one)
+		for {
+			select {
+			case <-one.wake:
+			case <-ctx.Done():
+				return
+			}
+			for _, app := range e.watch.take(one) {
+				select {
+				case out <- app:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return out
+}
+
+// follow turns containerd's events into messages to the watchers, for ever.
+func (e *Engine) follow(ctx context.Context) {
+	swept := false
+	said := false
+	for ctx.Err() == nil {
+		began, err := e.session(ctx, &swept)
+		if began {
+			said = false
+		}
+		if err != nil && ctx.Err() == nil && !said {
+			e.opts.Log.Warn("connection to containerd lost", "error", err.Error())
+			said = true
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// session is one stream of events, until it breaks. It reports whether it ever began.
+func (e *Engine) session(ctx context.Context, swept *bool) (began bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	mine := "namespace==" + e.ns
+	stream, errs := e.client.EventService().Subscribe(ctx,
+		mine+`,topic~="^/tasks/(start|exit|oom|delete)$"`, mine+`,topic=="`+syncTopic+`"`)
+	if err := e.awaitSync(ctx, stream, errs); err != nil {
+		return false, err
+	}
+	e.opts.Log.Debug("following containerd")
+	e.watch.notify("")
+	if !*swept {
+		if err := e.sweep(ctx); err != nil {
+			return true, err
+		}
+		*swept = true
+	}
+	for {
+		select {
+		case ev := <-stream:
+			e.heard(ctx, ev)
+		case err := <-errs:
+			return true, err
+		case <-ctx.Done():
+			return true, ctx.Err()
+		}
+	}
+}
+
+// awaitSync sends events to itself until one arrives. A subscription has no
+// answer of its own, and what happens before it stands is not told.
+func (e *Engine) awaitSync(ctx context.Context, stream <-chan *events.Envelope, errs <-chan error) error {
+	for {
+		if err := e.client.EventService().Publish(ctx, syncTopic, &eventtypes.NamespaceUpdate{Name: e.ns}); err != nil {
+			return err
+		}
+		select {
+		case <-stream:
+			return nil
+		case err := <-errs:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(syncTime):
+		}
+	}
+}
+
+func (e *Engine) heard(ctx context.Context, env *events.Envelope) {
+	if env.Topic == syncTopic {
+		return
+	}
+	ev, err := typeurl.UnmarshalAny(env.Event)
+	if err != nil {
+		e.watch.notify("")
+		return
+	}
+	c, ok := ev.(interface{ GetContainerID() string })
+	if !ok || !validID.MatchString(c.GetContainerID()) {
+		return
+	}
+	id := c.GetContainerID()
+	e.mu.Lock()
+	n := e.notes[id]
+	e.mu.Unlock()
+	if n != nil {
+		e.watch.notify(n.app)
+		return
+	}
+	record, err := e.client.ContainerService().Get(ctx, id)
+	if err != nil {
+		return // gone: who removed it has said so
+	}
+	if r, ok := parseRecord(record); ok {
+		e.watch.notify(r.App)
+	}
+}
+
+// sweep removes what a crash left of containers that have no record, and jobs
+// whose caller is no more. Things are listed before the records are, so that what
+// is being made at the same time is not taken for a remnant.
+func (e *Engine) sweep(ctx context.Context) error {
+	found := map[string]bool{}
+	for _, dir := range []string{e.instancesDir(), e.netnsDir()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			found[entry.Name()] = true
+		}
+	}
+	members, err := e.network.Members()
+	if err != nil {
+		return err
+	}
+	for _, id := range members {
+		found[id] = true
+	}
+	sn := e.client.SnapshotService(snapshotter)
+	walk := func(_ context.Context, info snapshots.Info) error {
+		found[info.Name] = true
+		return nil
+	}
+	if err := sn.Walk(ctx, walk, `labels."`+labelKind+`"`); err != nil {
+		return err
+	}
+	jobs, err := e.records(ctx, "", kindJob)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	for id := range e.notes {
+		delete(found, id)
+	}
+	jobs = slices.DeleteFunc(jobs, func(r record) bool { return e.notes[r.ID] != nil })
+	e.mu.Unlock()
+	instances, err := e.records(ctx, "", kindInstance)
+	if err != nil {
+		return err
+	}
+	for _, r := range slices.Concat(instances, jobs) {
+		delete(found, r.ID)
+	}
+	maps.DeleteFunc(found, func(id string, _ bool) bool { return !validID.MatchString(id) })
+	errs := []error{e.removeAll(ctx, jobs, 0)}
+	for id := range found {
+		errs = append(errs, e.sweepOne(ctx, id))
+	}
+	if n := len(found) + len(jobs); n > 0 {
+		e.opts.Log.Info("removed remnants of containers", "count", n)
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) sweepOne(ctx context.Context, id string) error {
+	return errors.Join(
+		e.network.Detach(ctx, id, e.netns(id)),
+		hostnet.RemoveNamespace(e.netns(id)),
+		unlessGone(e.client.SnapshotService(snapshotter).Remove(ctx, id)),
+		os.RemoveAll(e.instanceDir(id)))
+}

@@ -1,0 +1,419 @@
+package hostnet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func TestChoose(t *testing.T) {
+	pool := []netip.Prefix{netip.MustParsePrefix("10.64.0.0/18"), netip.MustParsePrefix("172.16.0.0/20")}
+	first, err := choose("deis0", pool, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := choose("deis0", pool, nil); again != first {
+		t.Errorf("not deterministic: %v and %v", first, again)
+	}
+	var taken []netip.Prefix
+	for range 5 {
+		p, err := choose("deis0", pool, taken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if overlapsAny(p, taken) || p.Bits() != subnetBits || p != p.Masked() {
+			t.Errorf("chose %v with %v taken", p, taken)
+		}
+		taken = append(taken, p)
+	}
+	if !slices.Contains(taken, pool[1]) {
+		t.Errorf("second pool unused: %v", taken)
+	}
+	if p, err := choose("deis0", pool, taken); err == nil {
+		t.Errorf("exhausted pools gave %v", p)
+	}
+	if p, err := choose("deis0", pool[:1], []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}); err == nil {
+		t.Errorf("chose %v inside a routed range", p)
+	}
+	if _, err := choose("deis0", []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, nil); err == nil {
+		t.Error("too small a pool accepted")
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for _, opts := range []Options{
+		{Name: "deis1a2b3c-apps", Dir: t.TempDir()},
+		{Name: "deis0123456789ab", Dir: t.TempDir()},
+		{Name: `a"b`, Dir: t.TempDir()},
+		{Name: "", Dir: t.TempDir()},
+		{Name: "deis1", Dir: "relative"},
+		{Name: "deis1", Dir: t.TempDir(), PluginDirs: []string{"/nowhere"}},
+		{Name: "deis1", Dir: t.TempDir(), Deny: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}},
+	} {
+		if n, err := Open(opts); err == nil {
+			t.Errorf("%+v accepted: %+v", opts, n)
+		}
+	}
+}
+
+// host is a network namespace that stands for a machine.
+type host struct {
+	t  *testing.T
+	ns netns.NsHandle
+}
+
+func newHost(t *testing.T) host {
+	h := host{t: t}
+	run(t, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		var err error
+		if h.ns, err = netns.Get(); err != nil {
+			return err
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(lo)
+	})
+	t.Cleanup(func() { h.ns.Close() })
+	return h
+}
+
+// run calls fn on a thread that is thrown away afterwards.
+func run(t *testing.T, fn func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- fn()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (h host) do(fn func() error) {
+	h.t.Helper()
+	run(h.t, func() error {
+		if err := netns.Set(h.ns); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// serve answers each connection on a port with the address of who asks.
+func (h host) serve(addr string) {
+	h.t.Helper()
+	h.do(func() error {
+		l, err := net.Listen("tcp4", addr)
+		if err != nil {
+			return err
+		}
+		h.t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(c, c.RemoteAddr().(*net.TCPAddr).IP)
+				c.Close()
+			}
+		}()
+		return nil
+	})
+}
+
+// ask returns what the server at addr says, "" if it cannot be reached.
+func (h host) ask(addr string) string {
+	h.t.Helper()
+	answer := ""
+	h.do(func() error {
+		c, err := net.DialTimeout("tcp4", addr, 100*time.Millisecond)
+		if err != nil {
+			return nil
+		}
+		defer c.Close()
+		text, err := io.ReadAll(c)
+		answer = string(text)
+		return err
+	})
+	return answer
+}
+
+// connect puts a cable between two hosts and sets their addresses.
+func connect(a, b host, addrA, addrB string) {
+	a.t.Helper()
+	plug := func(name, addr string) error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		ip, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, ip); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}
+	a.do(func() error {
+		cable := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "out1", PeerNamespace: netlink.NsFd(int(b.ns))}
+		cable.Name = "out0"
+		if err := netlink.LinkAdd(cable); err != nil {
+			return err
+		}
+		return plug("out0", addrA)
+	})
+	b.do(func() error { return plug("out1", addrB) })
+}
+
+func (h host) member(n *Network, id string) (host, netip.Addr) {
+	h.t.Helper()
+	path := filepath.Join(h.t.TempDir(), id)
+	if err := NewNamespace(path); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { RemoveNamespace(path) })
+	var addr netip.Addr
+	h.do(func() (err error) {
+		addr, err = n.Attach(h.t.Context(), id, path)
+		return err
+	})
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { ns.Close() })
+	return host{h.t, ns}, addr
+}
+
+func (h host) open(opts Options) *Network {
+	h.t.Helper()
+	var n *Network
+	h.do(func() (err error) {
+		if n, err = Open(opts); err != nil {
+			return err
+		}
+		return n.Ensure(h.t.Context())
+	})
+	return n
+}
+
+func TestNetwork(t *testing.T) {
+	h, outside := newHost(t), newHost(t)
+	connect(h, outside, "198.51.100.1/24", "198.51.100.2/24")
+	dir := t.TempDir()
+	apps := h.open(Options{Name: "deistest", Dir: dir, Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.3/32")}})
+	builds := h.open(Options{Name: "deistestb", Dir: dir})
+	if apps.Subnet.Overlaps(builds.Subnet) {
+		t.Fatalf("%v overlaps %v", apps.Subnet, builds.Subnet)
+	}
+	one, addrOne := h.member(apps, "one")
+	two, addrTwo := h.member(apps, "two")
+	build, addrBuild := h.member(builds, "build")
+	if !apps.Subnet.Contains(addrOne) || !apps.Subnet.Contains(addrTwo) || addrOne == addrTwo {
+		t.Errorf("addresses %v and %v of %v", addrOne, addrTwo, apps.Subnet)
+	}
+	outside.do(func() error { // back routes, and an address that is denied
+		link, err := netlink.LinkByName("out1")
+		if err != nil {
+			return err
+		}
+		second, err := netlink.ParseAddr("198.51.100.3/24")
+		if err != nil {
+			return err
+		}
+		dst, err := netlink.ParseIPNet(apps.Subnet.String())
+		if err != nil {
+			return err
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Gw: net.ParseIP("198.51.100.1")}
+		if err := netlink.AddrAdd(link, second); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(route)
+	})
+	for _, m := range []host{h, outside, one, two, build} {
+		m.serve(":80")
+	}
+	gateway := apps.Gateway.String()
+	checks := func(phase string) {
+		t.Helper()
+		for _, c := range []struct {
+			who  string
+			from host
+			to   string
+			want string
+		}{
+			{"member to the outside, masqueraded", one, "198.51.100.2:80", "198.51.100.1"},
+			{"build to the outside, masqueraded", build, "198.51.100.2:80", "198.51.100.1"},
+			{"host to member", h, addrOne.String() + ":80", gateway},
+			{"host to build", h, addrBuild.String() + ":80", builds.Gateway.String()},
+			{"member to the host", one, gateway + ":80", addrOne.String()},
+			{"member to a denied address", one, "198.51.100.3:80", ""},
+			{"build to an address denied to members only", build, "198.51.100.3:80", "198.51.100.1"},
+			{"outside to member", outside, addrOne.String() + ":80", ""},
+			{"member to another member", one, addrTwo.String() + ":80", ""},
+			{"member to build", one, addrBuild.String() + ":80", ""},
+			{"build to member", build, addrOne.String() + ":80", ""},
+			{"member to itself", one, "127.0.0.1:80", "127.0.0.1"},
+		} {
+			if got := c.from.ask(c.to); got != c.want {
+				t.Errorf("%s: %s: got %q, want %q", phase, c.who, got, c.want)
+			}
+		}
+	}
+	checks("at first")
+
+	// The administrator's "nft flush ruleset" is undone.
+	h.do(func() error { return exec.Command("nft", "flush", "ruleset").Run() })
+	if got := outside.ask(addrOne.String() + ":80"); got == "" {
+		t.Error("flushing the rules changed nothing: the test proves nothing")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, n := range []*Network{apps, builds} {
+		h.do(func() error {
+			go func() { // Keep ensures at once; it needs a thread in the namespace of h
+				runtime.LockOSThread()
+				if netns.Set(h.ns) == nil {
+					n.Keep(ctx, slog.New(slog.DiscardHandler))
+				}
+			}()
+			return nil
+		})
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for h.rules() != 2 && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	cancel()
+	checks("after a flush")
+	h.do(func() error { return apps.Ensure(t.Context()) })
+	checks("after another Ensure")
+
+	if ids, err := apps.Members(); err != nil || !slices.Equal(slices.Sorted(slices.Values(ids)), []string{"one", "two"}) {
+		t.Errorf("members %q, %v", ids, err)
+	}
+	for _, id := range []string{"one", "two", "two"} {
+		h.do(func() error { return apps.Detach(t.Context(), id, "/gone/"+id) })
+	}
+	if ids, err := apps.Members(); err != nil || len(ids) != 0 {
+		t.Errorf("members after detach %q, %v", ids, err)
+	}
+	if _, next := h.member(apps, "three"); next == addrOne || next == addrTwo {
+		t.Errorf("%v handed out again at once", next)
+	}
+	for _, n := range []*Network{apps, builds, builds} {
+		h.do(func() error { return n.Remove(t.Context()) })
+	}
+	h.do(func() error {
+		for _, name := range []string{apps.Bridge, builds.Bridge} {
+			if _, err := netlink.LinkByName(name); err == nil {
+				t.Errorf("bridge %s is left", name)
+			}
+		}
+		return nil
+	})
+	if n := h.rules(); n != 0 {
+		t.Errorf("%d tables are left", n)
+	}
+}
+
+// rules counts the host's nftables tables.
+func (h host) rules() int {
+	h.t.Helper()
+	var out []byte
+	h.do(func() (err error) {
+		out, err = exec.Command("nft", "list", "tables").Output()
+		return err
+	})
+	return strings.Count(string(out), "table ")
+}
+
+func TestSubnetIsKept(t *testing.T) {
+	h := newHost(t)
+	opts := Options{Name: "deistest", Dir: t.TempDir()}
+	first := h.open(opts)
+	if again := h.open(opts); again.Subnet != first.Subnet {
+		t.Fatalf("%v became %v", first.Subnet, again.Subnet)
+	}
+	claim := func() error {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "vpn"}, PeerName: "vpn0"}
+		if err := netlink.LinkAdd(link); err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr(first.Gateway.String() + "/24")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, addr)
+	}
+	h.do(claim)
+	second := h.open(opts)
+	if second.Subnet.Overlaps(first.Subnet) {
+		t.Errorf("kept %v though another interface has it", first.Subnet)
+	}
+	_, addr := h.member(second, "one")
+	if !second.Subnet.Contains(addr) {
+		t.Errorf("%v is not in %v", addr, second.Subnet)
+	}
+	// With members on it, a subnet is never changed.
+	h.do(func() error {
+		link, err := netlink.LinkByName("vpn")
+		if err != nil {
+			return err
+		}
+		ip, err := netlink.ParseAddr(second.Subnet.Addr().Next().Next().Next().String() + "/32")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, ip)
+	})
+	if third := h.open(opts); third.Subnet != second.Subnet {
+		t.Errorf("%v became %v under a living bridge", second.Subnet, third.Subnet)
+	}
+}
+
+func TestNamespace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ns")
+	for range 2 {
+		if err := NewNamespace(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !isNamespace(path) {
+		t.Error("no namespace")
+	}
+	for range 2 {
+		if err := RemoveNamespace(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := NewNamespace(filepath.Join(path, "no", "directory")); err == nil {
+		t.Error("a namespace without directory")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("left behind")
+	}
+}
