@@ -143,6 +143,18 @@ func (d *Daemon) Duration(p *time.Duration, name string, def time.Duration, usag
 	})
 }
 
+// Int declares a setting that is a whole number from least up.
+func (d *Daemon) Int(p *int, name string, def, least int, usage string) {
+	d.setting(name, strconv.Itoa(def), usage, func(s string) error {
+		v, err := strconv.Atoi(s)
+		if err != nil || v < least {
+			return fmt.Errorf("not a number from %d up", least)
+		}
+		*p = v
+		return nil
+	})
+}
+
 // Bytes declares a setting that is a size: a number with K, M or G.
 func (d *Daemon) Bytes(p *int64, name, def, usage string) {
 	d.setting(name, def, usage, func(s string) error {
