@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
 	"github.com/deis/deis/routerconf"
@@ -19,7 +21,8 @@ type Store interface {
 	BeginRollout(ctx context.Context, r *paas.Rollout) error
 	// SetRolloutState writes the next step of the journal.
 	SetRolloutState(ctx context.Context, id int64, state paas.RolloutState) error
-	// FailRollout ends a rollout in state failed with its reason, with an activity row.
+	// FailRollout ends a rollout in state failed with its reason, with an activity row. It is
+	// paas.NotFound or paas.Conflict when the rollout has ended or went with its app.
 	FailRollout(ctx context.Context, id int64, reason string) error
 	// FinishRollout ends a rollout in state succeeded, all in one transaction:
 	// the release (when the kind makes one), the app's live sets and structure,
@@ -33,6 +36,8 @@ type Store interface {
 	// LatestRelease is the newest one. Every app has one.
 	LatestRelease(ctx context.Context, app string) (paas.Release, error)
 
+	// AppByUUID is paas.NotFound once the app is gone for good. The Image of a build is the
+	// reference that the engine knows.
 	AppByUUID(ctx context.Context, uuid string) (paas.App, error)
 	BuildByUUID(ctx context.Context, uuid string) (paas.Build, error)
 	ConfigByUUID(ctx context.Context, uuid string) (paas.Config, error)
@@ -63,6 +68,8 @@ type Options struct {
 	StartTimeout time.Duration
 	// DrainLimit bounds how long old instances are kept for requests under way.
 	DrainLimit time.Duration
+	// Metrics, if set, gets the manager's metrics.
+	Metrics prometheus.Registerer
 }
 
 // The defaults.
@@ -88,6 +95,7 @@ type Request struct {
 	RestartNum  int
 	// Summary is that of the release.
 	Summary string
-	// Progress, if set, gets lines for the user, without newline. It must not block for long.
+	// Progress, if set, gets lines for the user, without newline, one call at a time and none
+	// after Do has returned. It must not block for long.
 	Progress func(string)
 }

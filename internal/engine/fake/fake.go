@@ -1,0 +1,302 @@
+// Package fake is an engine without containers: instances are states in
+// memory, as in the mock and chaos schedulers of Deis v1 (contract 8). Any
+// image runs at once. Addresses are made up, so that routes can be published;
+// nothing listens there. Nothing survives the process.
+package fake
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+// Engine is an engine.Engine in memory. Its methods, also those that steer
+// it, may be called concurrently.
+type Engine struct {
+	mu        sync.Mutex
+	sets      map[engine.SetKey]map[int]*instance
+	logs      map[string]*journal // by app UUID
+	watchers  map[*watcher]bool
+	created   uint32 // number of instances ever made: the source of IDs and addresses
+	chaos     Chaos
+	probe     func(engine.Instance, engine.Check) error // may be nil
+	programOf func(engine.Process) (Program, error)     // may be nil
+}
+
+type instance struct {
+	engine.Instance
+	process engine.Process
+	program Program
+	serial  uint32
+	exit    *time.Timer // nil when the program does not end by itself
+}
+
+// New returns an engine on which everything succeeds.
+func New() *Engine {
+	return &Engine{
+		sets:     map[engine.SetKey]map[int]*instance{},
+		logs:     map[string]*journal{},
+		watchers: map[*watcher]bool{},
+	}
+}
+
+// Apply is part of engine.Engine.
+func (e *Engine) Apply(ctx context.Context, spec engine.SetSpec) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	set := e.sets[spec.SetKey]
+	if set == nil {
+		set = map[int]*instance{}
+		e.sets[spec.SetKey] = set
+	}
+	defer e.changed(spec.App)
+	err := e.grow(set, spec)
+	if err == nil {
+		err = e.shrink(set, spec.Nums)
+	}
+	if len(set) == 0 {
+		delete(e.sets, spec.SetKey)
+	}
+	return err
+}
+
+// grow creates and then starts what spec lacks, all or nothing.
+func (e *Engine) grow(set map[int]*instance, spec engine.SetSpec) error {
+	created := map[int]*instance{}
+	for _, num := range spec.Nums {
+		if old := set[num]; (old != nil && !ended(old.State)) || created[num] != nil {
+			continue
+		}
+		inst, err := e.create(spec, num)
+		if err != nil {
+			return err
+		}
+		created[num] = inst
+	}
+	for num, inst := range created {
+		if old := set[num]; old != nil {
+			old.halt()
+		}
+		set[num] = inst
+		e.start(inst)
+	}
+	return nil
+}
+
+// shrink destroys what is not in keep, youngest first. What cannot be destroyed stays.
+func (e *Engine) shrink(set map[int]*instance, keep []int) error {
+	var failed error
+	nums := slices.Sorted(maps.Keys(set))
+	slices.Reverse(nums)
+	for _, num := range nums {
+		if slices.Contains(keep, num) {
+			continue
+		}
+		if err := e.destroy(set[num]); err != nil {
+			failed = err
+			continue
+		}
+		delete(set, num)
+	}
+	return failed
+}
+
+func ended(s paas.InstanceState) bool {
+	return s == paas.StateCrashed || s == paas.StateError || s == paas.StateDown || s == paas.StateDestroyed
+}
+
+func (e *Engine) create(spec engine.SetSpec, num int) (*instance, error) {
+	if roll(e.chaos.Create) {
+		return nil, paas.Errorf(paas.Unavailable, "%s: could not be created", displayName(spec.Process, spec.Type, num))
+	}
+	program, err := e.program(spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	e.created++
+	return &instance{
+		process: spec.Process,
+		program: program,
+		serial:  e.created,
+		Instance: engine.Instance{
+			SetKey:  spec.SetKey,
+			ID:      fmt.Sprintf("fake-%08x", e.created),
+			Num:     num,
+			AppID:   spec.Process.AppID,
+			Version: spec.Process.Version,
+			State:   paas.StateCreated,
+		},
+	}, nil
+}
+
+func (e *Engine) program(p engine.Process) (Program, error) {
+	if e.programOf == nil {
+		return Program{}, nil
+	}
+	return e.programOf(p)
+}
+
+func (e *Engine) start(inst *instance) {
+	inst.Started = time.Now()
+	if roll(e.chaos.Start) {
+		inst.crash("could not be started")
+		return
+	}
+	inst.State = paas.StateUp
+	inst.Address = address(inst.serial, inst.process)
+	program := inst.program
+	for _, line := range program.Print {
+		e.write(inst, line)
+	}
+	switch {
+	case program.Ends && program.After == 0:
+		inst.crash(exitReason(program.Code))
+	case program.Ends:
+		inst.exit = time.AfterFunc(program.After, func() { e.Exit(inst.ID, exitReason(program.Code)) })
+	}
+}
+
+func (e *Engine) destroy(inst *instance) error {
+	name := displayName(inst.process, inst.Type, inst.Num)
+	inst.halt()
+	if inst.State == paas.StateUp && roll(e.chaos.Stop) {
+		inst.crash("could not be stopped")
+		return paas.Errorf(paas.Unavailable, "%s: could not be stopped", name)
+	}
+	if roll(e.chaos.Destroy) {
+		inst.State, inst.Address, inst.Reason = paas.StateError, "", "could not be destroyed"
+		return paas.Errorf(paas.Unavailable, "%s: could not be destroyed", name)
+	}
+	return nil
+}
+
+func (i *instance) crash(reason string) {
+	i.State, i.Address, i.Reason = paas.StateCrashed, "", reason
+}
+
+// halt keeps the instance's program from ending it later.
+func (i *instance) halt() {
+	if i.exit != nil {
+		i.exit.Stop()
+	}
+}
+
+// Remove is part of engine.Engine.
+func (e *Engine) Remove(ctx context.Context, key engine.SetKey) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	set := e.sets[key]
+	if set == nil {
+		return nil
+	}
+	defer e.changed(key.App)
+	err := e.shrink(set, nil)
+	if len(set) == 0 {
+		delete(e.sets, key)
+	}
+	return err
+}
+
+// Instances is part of engine.Engine.
+func (e *Engine) Instances(ctx context.Context, app string) ([]engine.Instance, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []engine.Instance
+	for key, set := range e.sets {
+		if app != "" && app != key.App {
+			continue
+		}
+		for _, inst := range set {
+			list = append(list, inst.Instance)
+		}
+	}
+	slices.SortFunc(list, func(a, b engine.Instance) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num),
+			cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.App, b.App))
+	})
+	return list, nil
+}
+
+// Probe is part of engine.Engine.
+func (e *Engine) Probe(ctx context.Context, inst engine.Instance, check engine.Check) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	now := e.sets[inst.SetKey][inst.Num]
+	running := now != nil && now.ID == inst.ID && now.State == paas.StateUp
+	deaf := running && now.program.Deaf && (paas.Routed(inst.Type) || check.Path != "")
+	probe := e.probe
+	e.mu.Unlock()
+	switch {
+	case !running:
+		return paas.Errorf(paas.Unavailable, "the instance is not running")
+	case deaf:
+		return paas.Errorf(paas.Unavailable, "nothing listens on %s", inst.Address)
+	case probe == nil:
+		return nil
+	}
+	return probe(inst, check)
+}
+
+// Forget is part of engine.Engine.
+func (e *Engine) Forget(ctx context.Context, app string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, set := range e.sets {
+		if key.App != app {
+			continue
+		}
+		for _, inst := range set {
+			inst.halt()
+		}
+		delete(e.sets, key)
+	}
+	if j := e.logs[app]; j != nil {
+		close(j.more)
+		delete(e.logs, app)
+	}
+	e.changed(app)
+	return nil
+}
+
+func roll(rate float64) bool { return rate > 0 && rand.Float64() < rate }
+
+func exitReason(code int) string { return fmt.Sprintf("exit code %d", code) }
+
+// displayName is what users see (contract 5.5).
+func displayName(p engine.Process, processType string, num int) string {
+	return fmt.Sprintf("%s_v%d.%s.%d", p.AppID, p.Version, processType, num)
+}
+
+// address makes up the n-th address in the upper half of the loopback range,
+// so that no request to a fake instance ever leaves the host.
+func address(n uint32, p engine.Process) string {
+	port := p.Env[paas.ConfigPort]
+	if port == "" {
+		port = strconv.Itoa(engine.DefaultPort)
+	}
+	return net.JoinHostPort(net.IPv4(127, 128|byte(n>>16), byte(n>>8), byte(n)).String(), port)
+}

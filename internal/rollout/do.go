@@ -1,0 +1,476 @@
+package rollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+const (
+	// changeWait is how long a change waits for the one under way (contract 5.2).
+	changeWait = 5 * time.Second
+	// deployWait is how long a deploy does: nobody wants to push again (contract 16, controller request).
+	deployWait = 20 * time.Minute
+	// sayEvery is the time between two lines of progress for who waits.
+	sayEvery = 10 * time.Second
+	// removalWait is how long a scale waits for what it takes away: TERM and
+	// KILL of idle instances. Those that drain for longer go in the background.
+	removalWait = engine.StopGrace + 5*time.Second
+)
+
+// Texts that clients compare (contract 19).
+const (
+	msgBusy    = "Config changes already in progress."
+	msgCreate  = "aborting, failed to create some containers"
+	msgHealth  = "aborting, app containers failed to respond to health check"
+	msgDestroy = "aborting, failed to destroy some containers"
+	msgNoBuild = "No build associated with this release"
+)
+
+// outcome is the end of a rollout.
+type outcome struct {
+	rollout paas.Rollout
+	release paas.Release
+	retired []*retirement // what it took away
+	err     error
+}
+
+// Do brings a change live and returns the rollout and the release that is then
+// the latest. One change of an app is made at a time: a deploy waits for its
+// turn, others get paas.Conflict after 5 seconds (contract 5.2).
+//
+// Once its turn has come the work goes on in the manager's own context: when
+// ctx ends, Do returns, and the rollout ends without it. On failure the new
+// instances go, the old ones are untouched, and the error, mostly
+// paas.Unavailable, says for the user what failed. A restart that matches no
+// instance and a scale of nothing return a zero Rollout and do nothing.
+func (m *Manager) Do(ctx context.Context, req Request) (paas.Rollout, paas.Release, error) {
+	select {
+	case <-m.ready:
+	case <-ctx.Done():
+		return paas.Rollout{}, paas.Release{}, ctx.Err()
+	}
+	say, hush := progress(req.Progress)
+	defer hush()
+	a := m.appOf(req.App.UUID)
+	if err := m.takeTurn(ctx, a, req, say); err != nil {
+		return paas.Rollout{}, paas.Release{}, err
+	}
+	done := make(chan outcome, 1)
+	ok := m.spawn(a, func() {
+		defer m.endTurn(a)
+		done <- m.perform(a, req, say)
+	})
+	if !ok {
+		m.endTurn(a)
+		return paas.Rollout{}, paas.Release{}, m.gone(a)
+	}
+	select {
+	case o := <-done:
+		if o.err == nil && req.Kind == paas.RolloutScale {
+			o.err = m.awaitRetired(ctx, o.retired)
+		}
+		return o.rollout, o.release, o.err
+	case <-ctx.Done():
+		return paas.Rollout{}, paas.Release{}, ctx.Err()
+	}
+}
+
+// progress makes calls of f come one at a time, and never after hush.
+func progress(f func(string)) (say func(string), hush func()) {
+	var mu sync.Mutex
+	say = func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if f != nil {
+			f(line)
+		}
+	}
+	hush = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		f = nil
+	}
+	return say, hush
+}
+
+// gone says why nothing can be started for an app.
+func (m *Manager) gone(a *app) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a.destroyed {
+		return errDestroyed
+	}
+	return errStopping
+}
+
+// takeTurn waits until no other rollout of the app is under way.
+func (m *Manager) takeTurn(ctx context.Context, a *app, req Request, say func(string)) error {
+	wait := changeWait
+	if req.Kind == paas.RolloutDeploy {
+		wait = deployWait
+	}
+	limit := time.NewTimer(wait)
+	defer limit.Stop()
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	for {
+		select { // a free turn comes before a word about waiting
+		case a.turn <- struct{}{}:
+			m.setCurrent(a, paas.Rollout{Kind: req.Kind, Owner: req.Owner})
+			return nil
+		default:
+		}
+		select {
+		case a.turn <- struct{}{}:
+			m.setCurrent(a, paas.Rollout{Kind: req.Kind, Owner: req.Owner})
+			return nil
+		case <-tick.C:
+			tick.Reset(sayEvery)
+			say("Waiting: " + m.busy(a))
+		case <-limit.C:
+			return paas.Errorf(paas.Conflict, "%s\n%s", msgBusy, m.busy(a))
+		case <-a.ctx.Done():
+			return m.gone(a)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (m *Manager) endTurn(a *app) {
+	m.setCurrent(a, paas.Rollout{})
+	<-a.turn
+}
+
+func (m *Manager) setCurrent(a *app, r paas.Rollout) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a.current = r
+}
+
+// busy says what is under way for an app.
+func (m *Manager) busy(a *app) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	what := "change"
+	switch kind := a.current.Kind; kind {
+	case paas.RolloutConfig, paas.RolloutScale:
+		what = string(kind) + " change"
+	case paas.RolloutDeploy, paas.RolloutRollback, paas.RolloutRestart:
+		what = string(kind)
+	}
+	if a.current.Owner == "" {
+		return "a " + what + " is under way."
+	}
+	return fmt.Sprintf("a %s by %s is under way.", what, a.current.Owner)
+}
+
+// perform is one rollout from request to end. It has the app's turn.
+func (m *Manager) perform(a *app, req Request, say func(string)) outcome {
+	began := time.Now()
+	r, latest, err := m.freeze(a.ctx, req)
+	if err != nil || r.Kind == "" {
+		return outcome{release: latest, err: m.interrupted(a, err)}
+	}
+	if err := m.begin(a, &r); err != nil {
+		return outcome{err: m.interrupted(a, err)}
+	}
+	o, err := m.drive(a, r, say)
+	o.err = err
+	m.metrics.ended(r.Kind, err, time.Since(began))
+	return o
+}
+
+// interrupted is what the caller is told instead of an error that only comes
+// from the end of the app's or the manager's context.
+func (m *Manager) interrupted(a *app, err error) error {
+	if err != nil && a.ctx.Err() != nil {
+		return m.gone(a)
+	}
+	return err
+}
+
+// begin writes the journal's first entry. The reconciler knows of the
+// generation before it can see any of it.
+func (m *Manager) begin(a *app, r *paas.Rollout) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := m.opt.Store.BeginRollout(a.ctx, r); err != nil {
+		return fmt.Errorf("begin a rollout: %w", err)
+	}
+	a.starting[r.ID] = true
+	m.setCurrent(a, *r)
+	return nil
+}
+
+// freeze turns a request into a rollout: all that it depends on is fixed here,
+// and what cannot be is refused. Kind is empty when there is nothing to do.
+func (m *Manager) freeze(ctx context.Context, req Request) (r paas.Rollout, latest paas.Release, err error) {
+	if latest, err = m.opt.Store.LatestRelease(ctx, req.App.UUID); err != nil {
+		return r, latest, fmt.Errorf("read the latest release: %w", err)
+	}
+	r = paas.Rollout{
+		App: req.App.UUID, Owner: req.Owner, Kind: req.Kind, State: paas.RolloutPending,
+		Build: req.Build, Config: req.Config, Version: latest.Version, Summary: req.Summary,
+	}
+	if r.Build == "" {
+		r.Build = latest.Build
+	}
+	if r.Config == "" {
+		r.Config = latest.Config
+	}
+	if r.Kind.MakesRelease() {
+		r.Version++
+	}
+	in, err := m.inputs(ctx, r.App, r.Build, r.Config)
+	if err != nil {
+		return r, latest, err
+	}
+	if _, err := healthOf(in.config); err != nil {
+		return r, latest, err
+	}
+	r.Formation = in.app.Structure
+	switch r.Kind {
+	case paas.RolloutScale:
+		if len(req.Formation) == 0 {
+			return paas.Rollout{}, latest, nil
+		}
+		err = scaled(&r, in, req.Formation)
+	case paas.RolloutRestart:
+		err = m.restarted(ctx, &r, req)
+	default:
+		var previous paas.Build
+		if previous, err = m.build(ctx, latest.Build); err == nil {
+			r.Formation = nextFormation(in.app.Structure, previous, in.build)
+		}
+	}
+	return r, latest, err
+}
+
+// scaled overlays the formation with a request (contract 5.5).
+func scaled(r *paas.Rollout, in inputs, request map[string]int) error {
+	if in.build.UUID == "" {
+		return paas.Errorf(paas.Invalid, msgNoBuild)
+	}
+	if err := paas.CheckScale(in.build, request); err != nil {
+		return err
+	}
+	formation := map[string]int{}
+	for processType, count := range in.app.Structure {
+		formation[processType] = count
+	}
+	for processType, count := range request {
+		if count < 0 {
+			return paas.Errorf(paas.Invalid, "Must be greater than or equal to zero")
+		}
+		formation[processType] = count
+	}
+	r.Formation = formation
+	return nil
+}
+
+func (m *Manager) restarted(ctx context.Context, r *paas.Rollout, req Request) error {
+	live, err := m.opt.Store.LiveSets(ctx, r.App)
+	if err != nil {
+		return fmt.Errorf("read the live sets: %w", err)
+	}
+	if r.Restart = restartNums(live, req.RestartType, req.RestartNum); len(r.Restart) == 0 {
+		*r = paas.Rollout{}
+	}
+	return nil
+}
+
+// inputs reads what instances of an app run with.
+func (m *Manager) inputs(ctx context.Context, app, build, config string) (in inputs, err error) {
+	if in.app, err = m.opt.Store.AppByUUID(ctx, app); err != nil {
+		return in, fmt.Errorf("read app %s: %w", app, err)
+	}
+	if in.build, err = m.build(ctx, build); err != nil {
+		return in, err
+	}
+	if in.config, err = m.opt.Store.ConfigByUUID(ctx, config); err != nil {
+		return in, fmt.Errorf("read config %s: %w", config, err)
+	}
+	return in, nil
+}
+
+// build is the zero Build for "", that of a release before the first push.
+func (m *Manager) build(ctx context.Context, uuid string) (paas.Build, error) {
+	if uuid == "" {
+		return paas.Build{}, nil
+	}
+	b, err := m.opt.Store.BuildByUUID(ctx, uuid)
+	if err != nil {
+		return b, fmt.Errorf("read build %s: %w", uuid, err)
+	}
+	return b, nil
+}
+
+// drive takes a rollout from its journaled state to its end. Its error is the
+// reason for the user; when the manager stops, the journal is left as it is.
+func (m *Manager) drive(a *app, r paas.Rollout, say func(string)) (outcome, error) {
+	w, err := m.prepare(a.ctx, r)
+	if err != nil {
+		return m.giveUp(a, r, nil, err)
+	}
+	if len(w.specs) > 0 {
+		if err := m.opt.Store.SetRolloutState(a.ctx, r.ID, paas.RolloutStarting); err != nil {
+			return m.giveUp(a, r, w.specs, fmt.Errorf("write the journal: %w", err))
+		}
+		s := &starter{
+			m: m, app: a, generation: r.ID, specs: w.specs, health: w.health,
+			redact: redactor(w.config), say: say,
+		}
+		if err := s.run(a.ctx, r.State == paas.RolloutStarting); err != nil {
+			return m.giveUp(a, r, w.specs, err)
+		}
+	}
+	o, err := m.finish(a, r, w.live)
+	if err != nil {
+		return m.giveUp(a, r, w.specs, err)
+	}
+	return o, nil
+}
+
+// workload is what a rollout brings.
+type workload struct {
+	live   []paas.Set       // after success
+	specs  []engine.SetSpec // what is new of it
+	health health
+	config paas.Config
+}
+
+func (m *Manager) prepare(ctx context.Context, r paas.Rollout) (w workload, err error) {
+	in, err := m.inputs(ctx, r.App, r.Build, r.Config)
+	if err != nil {
+		return w, err
+	}
+	w.config = in.config
+	if w.health, err = healthOf(in.config); err != nil {
+		return w, err
+	}
+	before, err := m.opt.Store.LiveSets(ctx, r.App)
+	if err != nil {
+		return w, fmt.Errorf("read the live sets: %w", err)
+	}
+	w.live = plan(r, before)
+	for _, set := range w.live {
+		if set.Generation != r.ID {
+			continue
+		}
+		spec, err := in.spec(set)
+		if err != nil {
+			return w, err
+		}
+		w.specs = append(w.specs, spec)
+	}
+	return w, nil
+}
+
+// finish makes the new sets the live ones and the routes follow, in one step for
+// the reconciler. Between the two there is nothing that can fail.
+func (m *Manager) finish(a *app, r paas.Rollout, live []paas.Set) (outcome, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	instances, err := m.instances(a.ctx, a.uuid)
+	if err != nil {
+		return outcome{}, err
+	}
+	release, err := m.opt.Store.FinishRollout(a.ctx, r, live)
+	if err != nil {
+		return outcome{}, fmt.Errorf("finish the rollout: %w", err)
+	}
+	delete(a.starting, r.ID)
+	r.State = paas.RolloutSucceeded
+	o := outcome{rollout: r, release: release}
+	o.retired = m.publish(a, instances, live)
+	if err := m.save(a, instances, live); err != nil {
+		poke(a.look)
+	}
+	return o, nil
+}
+
+// giveUp ends a rollout that failed: first in the journal, then for real.
+func (m *Manager) giveUp(a *app, r paas.Rollout, specs []engine.SetSpec, cause error) (outcome, error) {
+	ctx := a.ctx
+	if ctx.Err() != nil {
+		if cause = m.gone(a); !errors.Is(cause, errDestroyed) {
+			return outcome{rollout: r}, cause
+		}
+		ctx = m.ctx
+	}
+	if paas.CodeOf(cause) == paas.Internal {
+		m.opt.Log.Error("a rollout failed", "app", a.uuid, "rollout", r.ID, "error", cause.Error())
+	}
+	r.State, r.Reason = paas.RolloutFailed, userText(cause)
+	if !m.retry(ctx, "write the journal", func() error { return m.fail(ctx, r) }) {
+		return outcome{rollout: r}, m.gone(a)
+	}
+	m.abandon(a, r.ID, specs)
+	return outcome{rollout: r}, cause
+}
+
+func (m *Manager) fail(ctx context.Context, r paas.Rollout) error {
+	err := m.opt.Store.FailRollout(ctx, r.ID, r.Reason)
+	if code := paas.CodeOf(err); code == paas.NotFound || code == paas.Conflict {
+		return nil // the app is gone, or the rollout has ended after all
+	}
+	return err
+}
+
+// abandon leaves the new sets of a failed rollout to the reconciler, which
+// removes them; no router has ever heard of them.
+func (m *Manager) abandon(a *app, generation int64, specs []engine.SetSpec) {
+	a.mu.Lock()
+	delete(a.starting, generation)
+	for _, spec := range specs {
+		a.unrouted[spec.SetKey] = true
+	}
+	a.mu.Unlock()
+	if err := m.reconcile(a); err != nil {
+		poke(a.look)
+	}
+}
+
+// userText is an error in words for the user; what is not for him stays in the log.
+func userText(err error) string {
+	var e *paas.Error
+	switch {
+	case !errors.As(err, &e):
+		return "an internal error; the controller's log has more"
+	case e.Message == "":
+		var faults []string
+		for _, texts := range e.Fields {
+			faults = append(faults, texts...)
+		}
+		return strings.Join(faults, "; ")
+	}
+	return e.Message
+}
+
+// awaitRetired waits until what a scale took away is gone, for a bounded time.
+// A removal that fails is tried again in the background (contract 5.5).
+func (m *Manager) awaitRetired(ctx context.Context, retired []*retirement) error {
+	limit := time.NewTimer(removalWait)
+	defer limit.Stop()
+	for _, r := range retired {
+		select {
+		case <-r.tried:
+			if r.err != nil {
+				return &paas.Error{Code: paas.Unavailable, Message: msgDestroy, Err: r.err}
+			}
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,309 @@
+package rollout
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+const (
+	// sweepInterval is how often everything is looked at without being told.
+	sweepInterval = 30 * time.Second
+	// minRetry and maxRetry bound the back-off after an error of store or engine;
+	// maxRetry is short, since both are on this machine or should be.
+	minRetry = 250 * time.Millisecond
+	maxRetry = 5 * time.Second
+)
+
+// errDestroyed ends what is under way for an app that is destroyed.
+var errDestroyed = paas.Errorf(paas.Conflict, "The app is being destroyed.")
+
+// errStopping is the answer to callers when the manager ends.
+var errStopping = paas.Errorf(paas.Unavailable,
+	"The controller is stopping. What is under way is carried on when it is back.")
+
+// Manager runs rollouts and reconciles the engine with the store. Its methods
+// may be called concurrently.
+type Manager struct {
+	opt     Options
+	ready   chan struct{}
+	metrics *metrics
+	work    sync.WaitGroup // all goroutines
+
+	mu     sync.Mutex
+	ctx    context.Context // Run's; nil before
+	closed bool            // Run is ending
+	apps   map[string]*app
+}
+
+// app is what the manager knows of one app.
+type app struct {
+	uuid   string
+	ctx    context.Context // ends with Run's or with errDestroyed
+	cancel context.CancelCauseFunc
+	turn   chan struct{}  // holds a token while a rollout is under way
+	look   chan struct{}  // holds a token when the reconciler should look
+	news   chan struct{}  // holds a token when the rollout under way should look
+	work   sync.WaitGroup // its goroutines
+
+	// Guarded by Manager.mu.
+	destroyed bool
+	current   paas.Rollout // whose turn it is
+
+	// mu makes looking at engine and store and acting on it one step.
+	mu       sync.Mutex
+	starting map[int64]bool // generations of rollouts under way
+	unrouted map[engine.SetKey]bool
+	repairs  map[engine.SetKey]*repair
+	retiring map[engine.SetKey]bool
+	saved    []paas.Instance
+	known    bool // saved is what the store has
+}
+
+// New returns a manager that does nothing before Run.
+func New(opt Options) *Manager {
+	opt.StartTimeout = cmp.Or(opt.StartTimeout, DefaultStartTimeout)
+	opt.DrainLimit = cmp.Or(opt.DrainLimit, DefaultDrainLimit)
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{opt: opt, ready: make(chan struct{}), apps: map[string]*app{}}
+	m.metrics = newMetrics(opt.Metrics)
+	return m
+}
+
+// Ready is closed when the manager knows the instances of all apps and has
+// published their targets. Do and Destroy wait for it.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// Run adopts what runs, carries on unfinished rollouts and reconciles until ctx
+// ends. It leaves all instances running. It must be called once.
+func (m *Manager) Run(ctx context.Context) error {
+	m.mu.Lock()
+	m.ctx = ctx
+	m.mu.Unlock()
+	defer m.close()
+	changes := m.opt.Engine.Watch(ctx)
+	if !m.retry(ctx, "adopt what runs", func() error { return m.adopt(ctx) }) {
+		return ctx.Err()
+	}
+	close(m.ready)
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-sweep.C:
+			m.sweep(ctx)
+		case uuid, ok := <-changes:
+			switch {
+			case !ok:
+				changes = nil
+			case uuid == "":
+				m.sweep(ctx)
+			default:
+				m.wake(uuid)
+			}
+		}
+	}
+}
+
+// close waits for all goroutines; ctx has ended.
+func (m *Manager) close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.work.Wait()
+}
+
+// retry calls f until it succeeds, with back-off. It is false when ctx ended first.
+func (m *Manager) retry(ctx context.Context, what string, f func() error) bool {
+	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
+		err := f()
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		m.opt.Log.Warn("will try again", "action", what, "delay", delay.String(), "error", err.Error())
+		if !sleep(ctx, delay) {
+			return false
+		}
+	}
+}
+
+// sleep is false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// appOf returns the state of an app and makes it on first sight.
+func (m *Manager) appOf(uuid string) *app {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.apps[uuid]; a != nil {
+		return a
+	}
+	ctx, cancel := context.WithCancelCause(m.ctx)
+	a := &app{
+		uuid: uuid, ctx: ctx, cancel: cancel,
+		turn: make(chan struct{}, 1), look: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		starting: map[int64]bool{}, unrouted: map[engine.SetKey]bool{},
+		repairs: map[engine.SetKey]*repair{}, retiring: map[engine.SetKey]bool{},
+	}
+	m.apps[uuid] = a
+	m.spawnLocked(a, func() { m.follow(a) })
+	return a
+}
+
+// spawn runs f for an app unless the app or the manager is going.
+func (m *Manager) spawn(a *app, f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.spawnLocked(a, f)
+}
+
+func (m *Manager) spawnLocked(a *app, f func()) bool {
+	if m.closed || a.destroyed {
+		return false
+	}
+	a.work.Add(1)
+	m.work.Go(func() {
+		defer a.work.Done()
+		f()
+	})
+	return true
+}
+
+// wake makes reconciler and rollout of an app look.
+func (m *Manager) wake(uuid string) {
+	a := m.appOf(uuid)
+	poke(a.look)
+	poke(a.news)
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// follow reconciles one app whenever it is poked, and after errors by itself.
+func (m *Manager) follow(a *app) {
+	again := time.NewTimer(0)
+	again.Stop()
+	defer again.Stop()
+	for delay := minRetry; ; {
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-a.look:
+		case <-again.C:
+		}
+		err := m.reconcile(a)
+		if err == nil {
+			delay = minRetry
+			continue
+		}
+		if a.ctx.Err() == nil {
+			m.opt.Log.Warn("reconcile", "app", a.uuid, "retry", delay.String(), "error", err.Error())
+		}
+		again.Reset(delay)
+		delay = min(2*delay, maxRetry)
+	}
+}
+
+// sweep wakes every app that the manager, the store or the engine knows.
+func (m *Manager) sweep(ctx context.Context) {
+	uuids, err := m.known(ctx)
+	if err != nil {
+		m.opt.Log.Warn("sweep", "error", err.Error())
+	}
+	for uuid := range uuids {
+		m.wake(uuid)
+	}
+	m.bury(ctx)
+}
+
+// known returns the apps that there are; with an error only those that the manager knows.
+func (m *Manager) known(ctx context.Context) (map[string]bool, error) {
+	uuids := map[string]bool{}
+	m.mu.Lock()
+	for uuid := range m.apps {
+		uuids[uuid] = true
+	}
+	m.mu.Unlock()
+	live, errLive := m.opt.Store.LiveSets(ctx, "")
+	instances, errInstances := m.opt.Engine.Instances(ctx, "")
+	for _, set := range live {
+		uuids[set.App] = true
+	}
+	for _, inst := range instances {
+		uuids[inst.App] = true
+	}
+	return uuids, errors.Join(errLive, errInstances)
+}
+
+// adopt takes over what an earlier controller left: it publishes the instances
+// of live sets and goes on with unfinished rollouts. Repeating it does no harm.
+func (m *Manager) adopt(ctx context.Context) error {
+	unfinished, err := m.opt.Store.UnfinishedRollouts(ctx)
+	if err != nil {
+		return err
+	}
+	uuids, err := m.known(ctx)
+	if err != nil {
+		return err
+	}
+	byApp := map[string][]paas.Rollout{}
+	for _, r := range unfinished {
+		uuids[r.App] = true
+		byApp[r.App] = append(byApp[r.App], r)
+		a := m.appOf(r.App)
+		a.mu.Lock()
+		a.starting[r.ID] = true
+		a.mu.Unlock()
+	}
+	for uuid := range uuids {
+		if err := m.reconcile(m.appOf(uuid)); err != nil {
+			return err
+		}
+	}
+	for uuid, rollouts := range byApp {
+		m.carryOn(m.appOf(uuid), rollouts)
+	}
+	return nil
+}
+
+// carryOn finishes rollouts of an earlier controller. It has the first turn.
+func (m *Manager) carryOn(a *app, rollouts []paas.Rollout) {
+	a.turn <- struct{}{}
+	m.spawn(a, func() {
+		defer m.endTurn(a)
+		for _, r := range rollouts {
+			m.setCurrent(a, r)
+			m.opt.Log.Info("carry on a rollout", "app", a.uuid, "rollout", r.ID, "kind", r.Kind, "state", r.State)
+			_, err := m.drive(a, r, func(string) {})
+			m.metrics.ended(r.Kind, err, time.Since(r.Created))
+			if err != nil {
+				m.opt.Log.Warn("a rollout failed", "app", a.uuid, "rollout", r.ID, "error", err.Error())
+			}
+		}
+	})
+}

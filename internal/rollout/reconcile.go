@@ -1,0 +1,321 @@
+package rollout
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+	"github.com/deis/deis/routerconf"
+)
+
+// A set whose instances crash is started again after firstRepair, then after
+// twice as long each time up to lastRepair, and as at first after it ran for stableAfter.
+const (
+	firstRepair = time.Second
+	lastRepair  = 5 * time.Minute
+	stableAfter = time.Minute
+)
+
+// repair is the state of a live set that does not run as it should.
+type repair struct {
+	active bool          // a goroutine is at work
+	delay  time.Duration // before the next attempt; 0 when the last one held
+	until  time.Time     // when to try again; zero when no attempt is due
+	last   time.Time     // end of the last attempt
+}
+
+// retirement is the removal of instances that nobody wants any more.
+type retirement struct {
+	tried chan struct{} // closed after the first attempt
+	err   error         // of the first attempt; read it after tried is closed
+}
+
+// reconcile looks at engine and store and acts on the difference: it publishes
+// and saves what is up, and starts what is missing and removes what is too much
+// in goroutines of their own.
+func (m *Manager) reconcile(a *app) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	instances, err := m.opt.Engine.Instances(a.ctx, a.uuid)
+	if err != nil {
+		return fmt.Errorf("list the instances of app %s: %w", a.uuid, err)
+	}
+	live, err := m.opt.Store.LiveSets(a.ctx, a.uuid)
+	if err != nil {
+		return fmt.Errorf("read the live sets of app %s: %w", a.uuid, err)
+	}
+	m.publish(a, instances, live)
+	return m.save(a, instances, live)
+}
+
+// publish makes the routes follow what is live and up, and then starts and
+// removes what is not as it should be. It returns the removals. a.mu is held.
+func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set) []*retirement {
+	generation := m.opt.Router.SetTargets(a.uuid, targets(instances, live))
+	m.repairAll(a, instances, live)
+	return m.retireAll(a, instances, live, generation)
+}
+
+// targets are the running instances of live sets of routed types.
+func targets(instances []engine.Instance, live []paas.Set) []routerconf.Target {
+	list := []routerconf.Target{}
+	for _, inst := range instances {
+		if inst.State == paas.StateUp && inst.Address != "" && paas.Routed(inst.Type) && wanted(inst, live) {
+			list = append(list, routerconf.Target{ID: inst.ID, Address: inst.Address})
+		}
+	}
+	return list
+}
+
+func wanted(inst engine.Instance, live []paas.Set) bool {
+	return slices.ContainsFunc(live, func(set paas.Set) bool {
+		return keyOf(set) == inst.SetKey && slices.Contains(set.Nums, inst.Num)
+	})
+}
+
+// save keeps the API's view of the instances: those that are live, running or
+// not, and those of rollouts under way. What is only being removed is not in it. a.mu is held.
+func (m *Manager) save(a *app, instances []engine.Instance, live []paas.Set) error {
+	var rows []paas.Instance
+	there := map[engine.SetKey][]int{}
+	for _, inst := range instances {
+		if !wanted(inst, live) && !a.starting[inst.Generation] {
+			continue
+		}
+		there[inst.SetKey] = append(there[inst.SetKey], inst.Num)
+		rows = append(rows, paas.Instance{
+			App: a.uuid, Version: inst.Version, Type: inst.Type, Num: inst.Num,
+			Generation: inst.Generation, State: inst.State, Reason: inst.Reason,
+		})
+	}
+	for _, set := range live {
+		for _, num := range without(set.Nums, there[keyOf(set)]) {
+			rows = append(rows, paas.Instance{
+				App: a.uuid, Version: set.Version, Type: set.Type, Num: num,
+				Generation: set.Generation, State: paas.StateInitialized,
+			})
+		}
+	}
+	slices.SortFunc(rows, func(a, b paas.Instance) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num), cmp.Compare(a.Generation, b.Generation))
+	})
+	m.metrics.instances(a.uuid, rows)
+	if a.known && slices.Equal(rows, a.saved) {
+		return nil
+	}
+	a.known = false
+	if err := m.opt.Store.SaveInstances(a.ctx, a.uuid, rows); err != nil {
+		return fmt.Errorf("save the instances of app %s: %w", a.uuid, err)
+	}
+	a.saved, a.known = rows, true
+	return nil
+}
+
+// repairAll starts live instances that are not there: those that ended after a
+// back-off, those that are missing (after a reboot) at once. a.mu is held.
+func (m *Manager) repairAll(a *app, instances []engine.Instance, live []paas.Set) {
+	keys := map[engine.SetKey]bool{}
+	for _, set := range live {
+		keys[keyOf(set)] = true
+		crashed, missing := broken(set, instances)
+		if !crashed && !missing {
+			continue
+		}
+		r := a.repairs[keyOf(set)]
+		if r == nil {
+			r = &repair{}
+			a.repairs[keyOf(set)] = r
+		}
+		if r.active || !r.due(a, crashed) {
+			continue
+		}
+		r.active = m.spawn(a, func() { m.repair(a, set, r) })
+	}
+	for key := range a.repairs {
+		if !keys[key] {
+			delete(a.repairs, key)
+		}
+	}
+}
+
+// broken says whether instances of a set have ended, and whether some are not there at all.
+func broken(set paas.Set, instances []engine.Instance) (crashed, missing bool) {
+	var there []int
+	for _, inst := range instances {
+		if inst.SetKey != keyOf(set) || !slices.Contains(set.Nums, inst.Num) {
+			continue
+		}
+		there = append(there, inst.Num)
+		crashed = crashed || hasEnded(inst)
+	}
+	return crashed, len(without(set.Nums, there)) > 0
+}
+
+func hasEnded(inst engine.Instance) bool {
+	switch inst.State {
+	case paas.StateCrashed, paas.StateError, paas.StateDown, paas.StateDestroyed:
+		return true
+	}
+	return false
+}
+
+// due reports whether to try now; if not, the reconciler is poked in time.
+func (r *repair) due(a *app, crashed bool) bool {
+	now := time.Now()
+	if r.until.IsZero() {
+		if !crashed {
+			return true
+		}
+		if now.Sub(r.last) >= stableAfter {
+			r.delay = 0
+		}
+		r.postpone(a, now)
+	}
+	return !now.Before(r.until)
+}
+
+// postpone makes the next attempt due after the next delay.
+func (r *repair) postpone(a *app, now time.Time) {
+	r.delay = min(max(2*r.delay, firstRepair), lastRepair)
+	r.until = now.Add(r.delay)
+	time.AfterFunc(r.delay, func() { poke(a.look) })
+}
+
+func (m *Manager) repair(a *app, set paas.Set, r *repair) {
+	err := m.applyLive(a.ctx, a, keyOf(set))
+	if err != nil && a.ctx.Err() == nil {
+		m.opt.Log.Warn("start instances again", "app", a.uuid, "type", set.Type, "generation", set.Generation,
+			"error", err.Error())
+	}
+	m.metrics.repaired()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r.active, r.until, r.last = false, time.Time{}, time.Now()
+	if err != nil {
+		r.postpone(a, r.last)
+	}
+	poke(a.look)
+}
+
+// applyLive starts what a set lacks, if it is still live. It removes nothing:
+// instances that are not live any more may still drain.
+func (m *Manager) applyLive(ctx context.Context, a *app, key engine.SetKey) error {
+	set, there, err := m.setNow(ctx, a, key)
+	if err != nil || len(set.Nums) == 0 {
+		return err
+	}
+	return m.apply(ctx, set, append(set.Nums, without(there, set.Nums)...))
+}
+
+// setNow reads a live set, without numbers if it is none, and the numbers that
+// run in the engine.
+func (m *Manager) setNow(ctx context.Context, a *app, key engine.SetKey) (set paas.Set, there []int, err error) {
+	instances, err := m.opt.Engine.Instances(ctx, a.uuid)
+	if err != nil {
+		return set, nil, fmt.Errorf("list the instances: %w", err)
+	}
+	for _, inst := range instances {
+		if inst.SetKey == key && !hasEnded(inst) {
+			there = append(there, inst.Num)
+		}
+	}
+	live, err := m.opt.Store.LiveSets(ctx, a.uuid)
+	if err != nil {
+		return set, nil, fmt.Errorf("read the live sets: %w", err)
+	}
+	for _, s := range live {
+		if keyOf(s) == key {
+			set = s
+		}
+	}
+	return set, there, nil
+}
+
+func (m *Manager) apply(ctx context.Context, set paas.Set, nums []int) error {
+	in, err := m.inputs(ctx, set.App, set.Build, set.Config)
+	if err != nil {
+		return err
+	}
+	set.Nums = slices.Sorted(slices.Values(nums))
+	spec, err := in.spec(set)
+	if err != nil {
+		return err
+	}
+	return m.opt.Engine.Apply(ctx, spec)
+}
+
+// retireAll removes what is neither live nor being started, and returns the
+// removals that this call began. generation is that of the routing table
+// without it. a.mu is held.
+func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set, generation uint64) []*retirement {
+	surplus := map[engine.SetKey][]int{}
+	for _, inst := range instances {
+		if !wanted(inst, live) && !a.starting[inst.Generation] {
+			surplus[inst.SetKey] = append(surplus[inst.SetKey], inst.Num)
+		}
+	}
+	var begun []*retirement
+	for key, nums := range surplus {
+		if a.retiring[key] {
+			continue // and then the reconciler looks again
+		}
+		r := &retirement{tried: make(chan struct{})}
+		routed := paas.Routed(key.Type) && !a.unrouted[key]
+		if m.spawn(a, func() { m.retire(a, key, nums, generation, routed, r) }) {
+			a.retiring[key] = true
+			begun = append(begun, r)
+		}
+	}
+	for key := range a.unrouted {
+		if surplus[key] == nil && !a.starting[key.Generation] {
+			delete(a.unrouted, key)
+		}
+	}
+	return begun
+}
+
+// retire removes instances of a set once no router sends them requests and
+// those under way have ended, or DrainLimit has passed.
+func (m *Manager) retire(a *app, key engine.SetKey, nums []int, generation uint64, routed bool, r *retirement) {
+	if routed && !m.opt.Router.Drained(a.ctx, generation, m.opt.DrainLimit) && a.ctx.Err() == nil {
+		m.opt.Log.Info("requests were still under way", "app", a.uuid, "type", key.Type, "generation", key.Generation)
+	}
+	var tried sync.Once
+	m.retry(a.ctx, "remove instances", func() error {
+		if a.ctx.Err() != nil {
+			return a.ctx.Err() // what was not drained stays for the next controller
+		}
+		err := m.drop(a.ctx, a, key, nums)
+		if err != nil {
+			tried.Do(func() { r.err = err; close(r.tried) })
+		}
+		return err
+	})
+	a.mu.Lock()
+	delete(a.retiring, key)
+	a.mu.Unlock()
+	poke(a.look)
+	tried.Do(func() { close(r.tried) }) // the next scale can begin a removal of its own
+}
+
+// drop removes these numbers of a set and no others: more may have become
+// unwanted meanwhile, but are not drained yet.
+func (m *Manager) drop(ctx context.Context, a *app, key engine.SetKey, nums []int) error {
+	set, there, err := m.setNow(ctx, a, key)
+	if err != nil {
+		return err
+	}
+	switch rest := without(there, nums); {
+	case len(rest) == 0 && len(set.Nums) == 0:
+		return m.opt.Engine.Remove(ctx, key)
+	case len(set.Nums) == 0:
+		return nil // the whole set is unwanted now, and drains
+	default:
+		return m.apply(ctx, set, append(rest, without(set.Nums, rest)...))
+	}
+}

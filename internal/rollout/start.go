@@ -1,0 +1,376 @@
+package rollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+const (
+	// maxStart ends a start that shows progress for ever (contract 16, start of a container).
+	maxStart = 20 * time.Minute
+	// settle is how long an instance without a port must run to count as up.
+	settle = 300 * time.Millisecond
+	// minPoll and maxPoll bound the time between two looks at what starts.
+	minPoll, maxPoll = 5 * time.Millisecond, 250 * time.Millisecond
+	// sayAfter is how long waiting for an instance needs no word.
+	sayAfter = 5 * time.Second
+	// tailLines is how much of a failed instance's log its user is shown, and
+	// tailWidth how much of each line, in bytes.
+	tailLines, tailWidth = 10, 300
+	// tailSearch is how many lines of the app are searched for them.
+	tailSearch = 1000
+	// tailWait is what a log may lag behind its instance.
+	tailWait = 200 * time.Millisecond
+)
+
+// starter brings the new sets of one rollout up.
+type starter struct {
+	m          *Manager
+	app        *app
+	generation int64
+	specs      []engine.SetSpec
+	health     health
+	redact     func(string) string
+	say        func(string)
+	// replaced are the IDs of instances that ended while no controller looked,
+	// perhaps in a reboot: Apply replaces them.
+	replaced map[string]bool
+}
+
+// fault is why one instance did not come up.
+type fault struct {
+	headline string // a text of contract 19
+	inst     engine.Instance
+	reason   string
+}
+
+func (f *fault) Error() string { return f.headline + ": " + name(f.inst) + ": " + f.reason }
+
+func name(inst engine.Instance) string { return fmt.Sprintf("%s.%d", inst.Type, inst.Num) }
+
+// run returns when every instance of every set is healthy. An instance that
+// crashes ends it at once. All that it started in this process has ended when
+// it returns; instances remain. again says that an earlier controller began.
+func (s *starter) run(ctx context.Context, again bool) error {
+	s.say("Starting " + s.counts())
+	if again {
+		if err := s.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	applied := make(chan struct{})
+	group.Go(func() error {
+		err := s.apply(ctx)
+		if err == nil {
+			close(applied)
+		}
+		return err
+	})
+	group.Go(func() error { return s.observe(ctx, applied) })
+	err := group.Wait()
+	if f := (*fault)(nil); errors.As(err, &f) {
+		return paas.Errorf(paas.Unavailable, "%s\n%s", f.headline, s.describe(s.app.ctx, f))
+	}
+	return err
+}
+
+func (s *starter) counts() string {
+	words := make([]string, len(s.specs))
+	for i, spec := range s.specs {
+		words[i] = fmt.Sprintf("%s=%d", spec.Type, len(spec.Nums))
+	}
+	return strings.Join(words, " ")
+}
+
+// apply creates and starts all sets in parallel.
+func (s *starter) apply(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, spec := range s.specs {
+		group.Go(func() error {
+			err := s.m.opt.Engine.Apply(ctx, spec)
+			if err == nil {
+				return nil
+			}
+			return &paas.Error{
+				Code: paas.Unavailable, Err: err,
+				Message: fmt.Sprintf("%s\n%s: %s", msgCreate, spec.Type, s.redact(userText(err))),
+			}
+		})
+	}
+	return group.Wait()
+}
+
+// observe follows the new instances until all are there and healthy. The first
+// that crashes, goes away or stays unhealthy is its error.
+func (s *starter) observe(ctx context.Context, applied <-chan struct{}) error {
+	probes, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	err := s.watch(ctx, probes, applied)
+	cancel()
+	// A failed probe ends the context, which looks like a fault of the rest.
+	if failed := probes.Wait(); errors.As(failed, new(*fault)) {
+		return failed
+	}
+	return err
+}
+
+func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-chan struct{}) error {
+	healthy := map[string]bool{} // by instance ID; false while its probe is under way
+	passed := make(chan string)
+	allApplied := false
+	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
+		instances, err := s.list(ctx)
+		if err != nil {
+			return err
+		}
+		if done, err := s.judge(instances, healthy, allApplied); done || err != nil {
+			return err
+		}
+		for _, inst := range instances {
+			if _, known := healthy[inst.ID]; known || inst.State != paas.StateUp {
+				continue
+			}
+			healthy[inst.ID] = false
+			probes.Go(func() error { return s.await(ctx, inst, passed) })
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case id := <-passed:
+			healthy[id] = true
+		case <-applied:
+			applied, allApplied = nil, true
+		case <-s.app.news:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// adopt notes which instances of an earlier attempt have ended.
+func (s *starter) adopt(ctx context.Context) error {
+	instances, err := s.list(ctx)
+	s.replaced = map[string]bool{}
+	for _, inst := range instances {
+		s.replaced[inst.ID] = hasEnded(inst)
+	}
+	return err
+}
+
+// list returns the new instances.
+func (s *starter) list(ctx context.Context) ([]engine.Instance, error) {
+	instances, err := s.m.instances(ctx, s.app.uuid)
+	return slices.DeleteFunc(instances, func(i engine.Instance) bool { return i.Generation != s.generation }), err
+}
+
+// instances lists those of an app. An engine that does not answer is asked
+// again for as long as an instance may take: it may be starting again.
+func (m *Manager) instances(ctx context.Context, app string) ([]engine.Instance, error) {
+	deadline := time.Now().Add(m.opt.StartTimeout)
+	for {
+		instances, err := m.opt.Engine.Instances(ctx, app)
+		if err == nil {
+			return instances, nil
+		}
+		if time.Now().After(deadline) || !sleep(ctx, maxPoll) {
+			return nil, fmt.Errorf("list the instances of app %s: %w", app, err)
+		}
+	}
+}
+
+// judge reports whether all instances are up and healthy, or which cannot be.
+func (s *starter) judge(instances []engine.Instance, healthy map[string]bool, applied bool) (done bool, err error) {
+	type place struct {
+		processType string
+		num         int
+	}
+	at := map[place]engine.Instance{}
+	for _, inst := range instances {
+		if hasEnded(inst) && !s.replaced[inst.ID] {
+			return false, &fault{headline: msgCreate, inst: inst, reason: ended(inst)}
+		}
+		at[place{inst.Type, inst.Num}] = inst
+	}
+	done = applied
+	for _, spec := range s.specs {
+		for _, num := range spec.Nums {
+			inst, ok := at[place{spec.Type, num}]
+			if !ok && applied {
+				inst = engine.Instance{SetKey: spec.SetKey, Num: num}
+				return false, &fault{headline: msgCreate, inst: inst, reason: "it was removed while it started"}
+			}
+			done = done && inst.State == paas.StateUp && healthy[inst.ID]
+		}
+	}
+	return done, nil
+}
+
+func ended(inst engine.Instance) string {
+	if inst.Reason == "" {
+		return fmt.Sprintf("it is %s", inst.State)
+	}
+	return inst.Reason
+}
+
+// await sends the ID of an instance once it is healthy.
+func (s *starter) await(ctx context.Context, inst engine.Instance, passed chan<- string) error {
+	if err := s.awaitHealthy(ctx, inst); err != nil {
+		return err
+	}
+	select {
+	case passed <- inst.ID:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// awaitHealthy waits for the port and then for the health check, or, for types
+// that are not routed, until the instance has run for a moment.
+func (s *starter) awaitHealthy(ctx context.Context, inst engine.Instance) error {
+	if !paas.Routed(inst.Type) {
+		sleep(ctx, settle-time.Since(inst.Started))
+		return ctx.Err()
+	}
+	open := engine.Check{Timeout: s.health.check.Timeout}
+	if err := s.poll(ctx, inst, open, s.lastLine); err != nil {
+		return err
+	}
+	if s.health.check.Path == "" {
+		return nil
+	}
+	if !sleep(ctx, s.health.delay-time.Since(inst.Started)) {
+		return ctx.Err()
+	}
+	// Checks that are answered may well be logged: here a line is no progress.
+	return s.poll(ctx, inst, s.health.check, nil)
+}
+
+// poll asks until a check passes. It gives up after StartTimeout without progress,
+// of which the time is told by progress, and after maxStart in any case.
+func (s *starter) poll(ctx context.Context, inst engine.Instance, check engine.Check,
+	progress func(context.Context, engine.Instance) time.Time) error {
+	began := time.Now()
+	limit, last := began.Add(s.m.opt.StartTimeout), began.Add(maxStart)
+	word := began.Add(sayAfter)
+	for pause := minPoll; ; pause = min(pause*3/2, maxPoll) {
+		err := s.m.opt.Engine.Probe(ctx, inst, check)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		now := time.Now()
+		if now.After(limit) && progress != nil {
+			limit = progress(ctx, inst).Add(s.m.opt.StartTimeout)
+		}
+		if now.After(limit) || now.After(last) {
+			reason := fmt.Sprintf("not healthy after %s: %s", now.Sub(began).Round(time.Second), probeText(err))
+			return &fault{headline: msgHealth, inst: inst, reason: reason}
+		}
+		if now.After(word) {
+			s.say(fmt.Sprintf("Waiting for %s: %s", name(inst), s.redact(probeText(err))))
+			word = now.Add(sayEvery)
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// probeText is the engine's answer, which is in words for the user.
+func probeText(err error) string {
+	if e := (*paas.Error)(nil); errors.As(err, &e) && e.Message != "" {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// lastLine is when an instance last wrote a line of log.
+func (s *starter) lastLine(ctx context.Context, inst engine.Instance) time.Time {
+	lines := s.lines(ctx, inst)
+	if len(lines) == 0 {
+		return time.Time{}
+	}
+	return lines[len(lines)-1].Time
+}
+
+func (s *starter) lines(ctx context.Context, inst engine.Instance) []engine.LogLine {
+	var lines []engine.LogLine
+	err := s.m.opt.Engine.Logs(ctx, inst.App, tailSearch, false, func(l engine.LogLine) error {
+		if l.Type == inst.Type && l.Num == inst.Num && l.Generation == inst.Generation {
+			lines = append(lines, l)
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		s.m.opt.Log.Warn("read the log of an instance", "app", inst.App, "instance", name(inst), "error", err.Error())
+	}
+	return lines
+}
+
+// describe says what happened to an instance, with its last lines.
+func (s *starter) describe(ctx context.Context, f *fault) string {
+	lines := s.lines(ctx, f.inst)
+	if len(lines) == 0 && sleep(ctx, tailWait) {
+		lines = s.lines(ctx, f.inst)
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s: %s", name(f.inst), s.redact(f.reason))
+	if len(lines) == 0 {
+		text.WriteString("\nIt wrote nothing to its log.")
+		return text.String()
+	}
+	text.WriteString("\nThe last lines of its log:")
+	for _, l := range lines[max(0, len(lines)-tailLines):] {
+		text.WriteString("\n  " + cut(s.redact(l.Text), tailWidth))
+	}
+	return text.String()
+}
+
+// cut shortens a line without breaking a character.
+func cut(line string, width int) string {
+	if len(line) <= width {
+		return line
+	}
+	return strings.ToValidUTF8(line[:width], "") + "..."
+}
+
+// minSecret is the length from which a config value is kept out of texts;
+// shorter ones are ordinary words.
+const minSecret = 4
+
+// redactor returns a function that replaces config values by their names. Apps print
+// them when they fail, and reasons are stored and shown to others.
+func redactor(c paas.Config) func(string) string {
+	type secret struct{ name, text string }
+	var secrets []secret
+	for key, value := range c.Values {
+		switch key {
+		case paas.ConfigPort, paas.ConfigHealthcheckURL, paas.ConfigHealthcheckTimeout, configHealthcheckDelay:
+			continue
+		}
+		for line := range strings.Lines(value) {
+			if line = strings.TrimSpace(line); len(line) >= minSecret {
+				secrets = append(secrets, secret{key, line})
+			}
+		}
+	}
+	slices.SortFunc(secrets, func(a, b secret) int { return len(b.text) - len(a.text) })
+	var pairs []string
+	for _, s := range secrets {
+		pairs = append(pairs, s.text, "["+s.name+"]")
+	}
+	return strings.NewReplacer(pairs...).Replace
+}
