@@ -5,7 +5,9 @@ BIN := bin
 ROOT ?= $(CURDIR)/.deis
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/deis/deis/internal/daemon.Version=$(VERSION)
+# One set of flags for programs and tests, so that each package is compiled once.
 export CGO_ENABLED = 0
+export GOFLAGS = -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 

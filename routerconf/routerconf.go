@@ -18,12 +18,15 @@ const (
 	MaxHostLength = 253
 	// MaxTargets per route: more instances than one app has on one machine.
 	MaxTargets = 10_000
+	// MaxCertificate bounds chain and key of one certificate in bytes: chains
+	// of five RSA certificates with many names have a tenth of it.
+	MaxCertificate = 256 << 10
 )
 
 // Table is the whole routing state at one generation.
 type Table struct {
-	// Generation grows with each change. It is never reused, not even after
-	// the controller was restarted.
+	// Generation grows by one with each change. It is never reused, not even
+	// after the controller was restarted. A router that has no table yet is at 0.
 	Generation uint64 `json:"generation"`
 	// Domain is the platform's domain. The router's self-signed fallback
 	// certificate covers it and the names one level below it.
@@ -53,7 +56,8 @@ type Target struct {
 	Address string `json:"address"`
 }
 
-// Certificate is served to clients whose SNI equals Name.
+// Certificate is served to clients whose SNI equals Name, or is one level
+// below a Name like "*.example.com" and has no certificate of its own.
 type Certificate struct {
 	Name string `json:"name"`
 	// Chain holds the leaf and then its issuers, PEM.
@@ -62,8 +66,10 @@ type Certificate struct {
 	Key string `json:"key"`
 }
 
-// Change turns the table of one generation into the next. A Change with a
-// Snapshot replaces all that the router had.
+// Change turns the table of generation N-1 into that of generation N; a router
+// at any other generation has missed something and asks for a snapshot. A Change
+// with a Snapshot replaces all that the router had, whatever its generation.
+// Sets and drops of one Change name different things.
 type Change struct {
 	Generation uint64 `json:"generation"`
 	// Snapshot is the whole table; the other fields are then empty.
@@ -92,7 +98,8 @@ type Status struct {
 func (t *Table) Validate() error {
 	var errs []error
 	seen := make(map[string]bool, len(t.Routes))
-	for _, r := range t.Routes {
+	for i := range t.Routes {
+		r := &t.Routes[i]
 		if seen[r.Host] {
 			errs = append(errs, fmt.Errorf("route %q: host appears twice", r.Host))
 		}
@@ -100,7 +107,8 @@ func (t *Table) Validate() error {
 		errs = append(errs, r.Validate())
 	}
 	names := make(map[string]bool, len(t.Certificates))
-	for _, c := range t.Certificates {
+	for i := range t.Certificates {
+		c := &t.Certificates[i]
 		if names[c.Name] {
 			errs = append(errs, fmt.Errorf("certificate %q: name appears twice", c.Name))
 		}
@@ -119,7 +127,12 @@ func (r *Route) Validate() error {
 	if len(r.Targets) > MaxTargets {
 		errs = append(errs, fmt.Errorf("%d targets, at most %d", len(r.Targets), MaxTargets))
 	}
+	seen := make(map[string]bool, len(r.Targets))
 	for _, t := range r.Targets {
+		if seen[t.ID] {
+			errs = append(errs, fmt.Errorf("target %s appears twice", t.ID))
+		}
+		seen[t.ID] = true
 		errs = append(errs, t.validate())
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -142,17 +155,27 @@ func (t Target) validate() error {
 	return nil
 }
 
-// Validate reports the faults of one certificate without showing its key.
+// Validate reports the faults of one certificate without showing its key. It
+// does not parse chain and key: that costs more than all else and a router
+// does it when the certificate is first asked for.
 func (c *Certificate) Validate() error {
-	if err := validHost(c.Name); err != nil {
-		return fmt.Errorf("certificate %q: %w", c.Name, err)
+	var err error
+	switch host := strings.TrimPrefix(c.Name, "*."); {
+	case validHost(host) != nil:
+		err = validHost(host)
+	case c.Chain == "" || c.Key == "":
+		err = errors.New("chain or key is empty")
+	case len(c.Chain)+len(c.Key) > MaxCertificate:
+		err = fmt.Errorf("chain and key are longer than %d bytes", MaxCertificate)
 	}
-	if c.Chain == "" || c.Key == "" {
-		return fmt.Errorf("certificate %q: chain or key is empty", c.Name)
+	if err != nil {
+		return fmt.Errorf("certificate %q: %w", c.Name, err)
 	}
 	return nil
 }
 
+// validHost takes what a client can send as a host and a user can have as a
+// domain or an app. Labels may be longer than DNS allows, as app ids may.
 func validHost(h string) error {
 	switch {
 	case h == "":
@@ -161,8 +184,14 @@ func validHost(h string) error {
 		return fmt.Errorf("host is longer than %d characters", MaxHostLength)
 	case h != strings.ToLower(h):
 		return errors.New("host is not lower case")
-	case strings.ContainsAny(h, " \t\r\n/:@") || strings.HasSuffix(h, "."):
+	case strings.ContainsFunc(h, notInHost):
 		return errors.New("host holds a character that no host name has")
+	case h[0] == '.' || h[len(h)-1] == '.' || strings.Contains(h, ".."):
+		return errors.New("host has an empty label")
 	}
 	return nil
+}
+
+func notInHost(r rune) bool {
+	return !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
 }

@@ -47,17 +47,17 @@ type App struct {
 	Updated   string         `json:"updated"`
 }
 
-// Config is contract 5.2. A nil value removes a key.
+// Config is contract 5.2. A nil value removes a key. Nil maps are left out, empty ones are not.
 type Config struct {
-	UUID    string         `json:"uuid,omitempty"`
-	App     string         `json:"app,omitempty"`
-	Owner   string         `json:"owner,omitempty"`
-	Values  map[string]any `json:"values,omitempty"`
-	Memory  map[string]any `json:"memory,omitempty"`
-	CPU     map[string]any `json:"cpu,omitempty"`
-	Tags    map[string]any `json:"tags,omitempty"`
-	Created string         `json:"created,omitempty"`
-	Updated string         `json:"updated,omitempty"`
+	UUID    string         `json:"uuid,omitzero"`
+	App     string         `json:"app,omitzero"`
+	Owner   string         `json:"owner,omitzero"`
+	Values  map[string]any `json:"values,omitzero"`
+	Memory  map[string]any `json:"memory,omitzero"`
+	CPU     map[string]any `json:"cpu,omitzero"`
+	Tags    map[string]any `json:"tags,omitzero"`
+	Created string         `json:"created,omitzero"`
+	Updated string         `json:"updated,omitzero"`
 }
 
 // Build is contract 5.3.

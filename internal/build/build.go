@@ -1,0 +1,282 @@
+// Package build makes images of pushed commits on BuildKit, and the base images
+// that they start from.
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/tonistiigi/fsutil"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/paas"
+)
+
+const (
+	maxDockerfile = 1 << 20
+
+	// BuildKit may restart under us: a build waits for it so long before it starts.
+	connectWait  = 20 * time.Second
+	connectRetry = 100 * time.Millisecond
+)
+
+// Builder builds on one BuildKit. It keeps one connection, which mends itself.
+// Its methods may be called concurrently; two builds of one app at a time are
+// correct but slower than one after the other.
+type Builder struct{ client *client.Client }
+
+// New returns a Builder on the BuildKit at a socket's path or a URL
+// ("unix://...", "tcp://..."). It does not connect yet.
+func New(ctx context.Context, address string) (*Builder, error) {
+	if strings.HasPrefix(address, "/") {
+		address = "unix://" + address
+	}
+	quick := backoff.Config{BaseDelay: connectRetry, Multiplier: 1.5, MaxDelay: 5 * connectRetry}
+	c, err := client.New(ctx, address, client.WithGRPCDialOption(
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: connectWait})))
+	if err != nil {
+		return nil, fmt.Errorf("BuildKit at %s: %w", address, err)
+	}
+	return &Builder{client: c}, nil
+}
+
+// Close ends the connection.
+func (b *Builder) Close() error { return b.client.Close() }
+
+// Ready waits until BuildKit answers, at most for as long as a restart takes.
+// Its error has code paas.Unavailable.
+func (b *Builder) Ready(ctx context.Context) error {
+	limit, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	for {
+		_, err := b.client.Info(limit)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-limit.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return &paas.Error{Code: paas.Unavailable, Message: "the build service does not answer; try again later", Err: err}
+		case <-time.After(connectRetry):
+		}
+	}
+}
+
+// Request is one build.
+type Request struct {
+	// App is the app's UUID.
+	App string
+	// Tree is the commit. Build does not close it.
+	Tree *Tree
+	// Log gets the lines for the pusher as they come, indented by seven blanks, without newline
+	// and without control characters. Calls never overlap. It must not block for long.
+	Log func(line string)
+}
+
+// Result is a finished build. The image is in containerd's store, unpacked.
+type Result struct {
+	// Image is the reference in the store, Digest ("sha256:...") its manifest.
+	Image, Digest string
+	Strategy      paas.Strategy
+	// Procfile is the process types that the commit declares; never nil.
+	Procfile map[string]string
+	// Log is all lines that Request.Log got, or the last api.MaxBuildLog bytes of them.
+	Log      string
+	Duration time.Duration
+}
+
+// ImageName is where the image of a commit is kept.
+func ImageName(app, commit string) string {
+	return "deis.internal/apps/" + app + ":git-" + commit[:12]
+}
+
+// Build makes the image of a commit. Errors that the pusher can mend are
+// paas.Error with a text of one or more lines; the lines given to Log before
+// hold the failing program's output. The end of ctx cancels the build.
+//
+// The image has GIT_SHA in its environment (contract 9.3) and the commit in the
+// label org.opencontainers.image.revision. Config values are never part of it.
+func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
+	start := time.Now()
+	log := &tail{limit: api.MaxBuildLog - len(leftOut)}
+	say := func(line string) {
+		log.add(line)
+		req.Log(line)
+	}
+	for _, note := range req.Tree.Notes {
+		say(indent + note)
+	}
+	procfile, err := checkTree(req.Tree)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Ready(ctx); err != nil {
+		return nil, err
+	}
+	name := ImageName(req.App, req.Tree.Commit)
+	digest, err := b.solve(ctx, req, name, len(procfile) > 0, say)
+	if err != nil {
+		return nil, explain(ctx, err)
+	}
+	return &Result{
+		Image: name, Digest: digest, Strategy: paas.StrategyDockerfile, Procfile: procfile,
+		Log: log.String(), Duration: time.Since(start),
+	}, nil
+}
+
+// checkTree refuses what cannot be built and returns the Procfile.
+func checkTree(t *Tree) (map[string]string, error) {
+	switch dockerfile, err := t.ReadFile("Dockerfile", maxDockerfile); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, userErrorf("there is no Dockerfile in the root of the repository, and this platform builds from Dockerfiles only\n" + baseImagesHint)
+	case err != nil:
+		return nil, err
+	case len(bytes.TrimSpace(dockerfile)) == 0:
+		return nil, userErrorf("the Dockerfile is empty")
+	}
+	data, err := t.ReadFile("Procfile", maxProcfile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]string{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ParseProcfile(data)
+}
+
+// solve runs the Dockerfile frontend and exports the image; it returns the digest.
+func (b *Builder) solve(ctx context.Context, req Request, name string, hasProcfile bool, say func(string)) (string, error) {
+	opt := client.SolveOpt{
+		LocalMounts: map[string]fsutil.FS{"context": req.Tree, "dockerfile": req.Tree},
+		SharedKey:   "app/" + req.App, // BuildKit keeps the last context of each key, and fetches what changed
+		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
+			string(exptypes.OptKeyName):             name,
+			string(exptypes.OptKeyUnpack):           "true",
+			string(exptypes.OptKeyPush):             "false",
+			string(exptypes.OptKeyLayerCompression): "uncompressed",
+			string(exptypes.OptKeyOCITypes):         "true",
+		}}},
+	}
+	frontend := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{
+		"image-resolve-mode": "local",
+		// The frontend takes this as a sign that it was chosen by a "# syntax=" line already, so it
+		// does not fetch another one.
+		"cmdline": "dockerfile.v0",
+	}}
+	build := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		res, err := c.Solve(ctx, frontend)
+		if err != nil {
+			return nil, err
+		}
+		return res, finishConfig(res, req, hasProcfile)
+	}
+	events := make(chan *client.SolveStatus)
+	var answer *client.SolveResponse
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		answer, err = b.client.Build(ctx, opt, "deis", build, events)
+		return err
+	})
+	show(events, say)
+	if err := group.Wait(); err != nil {
+		return "", err
+	}
+	digest := answer.ExporterResponse[exptypes.ExporterImageDigestKey]
+	if digest == "" {
+		return "", errors.New("BuildKit reported no digest of the image")
+	}
+	return digest, nil
+}
+
+// show renders events until BuildKit closes the channel.
+func show(events <-chan *client.SolveStatus, say func(string)) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	p := newProgress(say, time.Now())
+	for {
+		select {
+		case status, ok := <-events:
+			if !ok {
+				return
+			}
+			p.update(status, time.Now())
+		case now := <-tick.C:
+			p.tick(now)
+		}
+	}
+}
+
+// finishConfig adds the commit to the image's configuration. The steps of the
+// Dockerfile do not see it, so it spoils no cache.
+func finishConfig(res *gateway.Result, req Request, hasProcfile bool) error {
+	var image dockerspec.DockerOCIImage
+	if err := json.Unmarshal(res.Metadata[exptypes.ExporterImageConfigKey], &image); err != nil {
+		return fmt.Errorf("image configuration: %w", err)
+	}
+	c := &image.Config
+	if len(c.Cmd) == 0 && len(c.Entrypoint) == 0 && !hasProcfile {
+		return userErrorf("the image has no command to run: add CMD to the Dockerfile, or a Procfile with a line \"web: command\"")
+	}
+	c.Env = slices.DeleteFunc(c.Env, func(kv string) bool { return strings.HasPrefix(kv, "GIT_SHA=") })
+	c.Env = append(c.Env, "GIT_SHA="+req.Tree.Commit)
+	if c.Labels == nil {
+		c.Labels = map[string]string{}
+	}
+	c.Labels["org.opencontainers.image.revision"] = req.Tree.Commit
+	c.Labels["deis.app"] = req.App
+	data, err := json.Marshal(image)
+	if err != nil {
+		return fmt.Errorf("image configuration: %w", err)
+	}
+	res.AddMeta(exptypes.ExporterImageConfigKey, data)
+	return nil
+}
+
+const leftOut = indent + "[the beginning is left out]\n"
+
+// tail keeps the last lines of a log.
+type tail struct {
+	limit int
+	size  int
+	lines []string
+	lost  bool
+}
+
+func (t *tail) add(line string) {
+	t.lines = append(t.lines, line)
+	t.size += len(line) + 1
+	n := 0
+	for t.size > t.limit {
+		t.size -= len(t.lines[n]) + 1
+		n++
+		t.lost = true
+	}
+	t.lines = t.lines[n:]
+}
+
+func (t *tail) String() string {
+	var b strings.Builder
+	if t.lost {
+		b.WriteString(leftOut)
+	}
+	for _, line := range t.lines {
+		b.WriteString(line + "\n")
+	}
+	return b.String()
+}

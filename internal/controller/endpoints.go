@@ -1,0 +1,116 @@
+package controller
+
+import "net/http"
+
+// policy says who may call an endpoint (contract 3.8).
+type policy int
+
+const (
+	// anyone: credentials are not looked at, so bad ones do no harm.
+	anyone policy = iota + 1
+	// users: whoever has a valid token.
+	users
+	// superusers only.
+	superusers
+	// members: owner and collaborators of the app in the path, superusers.
+	members
+	// owners: owner of the app in the path, superusers.
+	owners
+	// ownersOrSelf: owners, and the user whom {username} in the path names.
+	ownersOrSelf
+	// daemons: who has the builder key.
+	daemons
+)
+
+const (
+	// maxBody bounds a request: configs have no limit of their own.
+	maxBody = 4 << 20
+	// maxHookBody leaves room for a build's log in JSON (see api.MaxBuildLog).
+	maxHookBody = 16 << 20
+)
+
+// endpoint is one method of one path.
+type endpoint struct {
+	method string
+	// path is a pattern of http.ServeMux, without final slash.
+	path    string
+	policy  policy
+	handle  func(*call) error
+	aliases []string
+}
+
+func (e *endpoint) bodyLimit() int64 {
+	if e.policy == daemons {
+		return maxHookBody
+	}
+	return maxBody
+}
+
+const (
+	get  = http.MethodGet
+	post = http.MethodPost
+	del  = http.MethodDelete
+)
+
+// endpoints is the API: contract section 4, and the hooks of package api.
+var endpoints = []endpoint{
+	{method: get, path: "/healthz", policy: anyone, handle: (*call).healthz},
+	{method: get, path: "/v1/", policy: users, handle: (*call).root},
+
+	{method: post, path: "/v1/auth/register", policy: anyone, handle: (*call).register},
+	{method: post, path: "/v1/auth/login", policy: anyone, handle: (*call).login},
+	{method: post, path: "/v1/auth/passwd", policy: users, handle: (*call).setPassword},
+	{method: post, path: "/v1/auth/tokens", policy: users, handle: (*call).newToken},
+	{method: del, path: "/v1/auth/cancel", policy: users, handle: (*call).cancel},
+	{method: get, path: "/v1/users", policy: superusers, handle: (*call).listUsers},
+	{method: get, path: "/v1/admin/perms", policy: superusers, handle: (*call).listAdmins},
+	{method: post, path: "/v1/admin/perms", policy: superusers, handle: (*call).addAdmin},
+	{method: del, path: "/v1/admin/perms/{username}", policy: superusers, handle: (*call).removeAdmin},
+
+	{method: get, path: "/v1/apps", policy: users, handle: (*call).listApps},
+	{method: post, path: "/v1/apps", policy: users, handle: (*call).createApp},
+	{method: get, path: "/v1/apps/{app}", policy: members, handle: (*call).getApp},
+	{method: post, path: "/v1/apps/{app}", policy: members, handle: (*call).updateApp},
+	{method: del, path: "/v1/apps/{app}", policy: owners, handle: (*call).deleteApp},
+	{method: post, path: "/v1/apps/{app}/scale", policy: members, handle: (*call).scale},
+	{method: get, path: "/v1/apps/{app}/logs", policy: members, handle: (*call).logs},
+	{method: post, path: "/v1/apps/{app}/run", policy: members, handle: (*call).runCommand},
+	{method: get, path: "/v1/apps/{app}/config", policy: members, handle: (*call).getConfig},
+	{method: post, path: "/v1/apps/{app}/config", policy: members, handle: (*call).changeConfig},
+	{method: get, path: "/v1/apps/{app}/builds", policy: members, handle: (*call).listBuilds},
+	{method: post, path: "/v1/apps/{app}/builds", policy: members, handle: (*call).createBuild},
+	{method: get, path: "/v1/apps/{app}/builds/{uuid}", policy: members, handle: (*call).getBuild},
+	{method: get, path: "/v1/apps/{app}/releases", policy: members, handle: (*call).listReleases},
+	{method: get, path: "/v1/apps/{app}/releases/{version}", policy: members, handle: (*call).getRelease},
+	{method: post, path: "/v1/apps/{app}/releases/rollback", policy: members, handle: (*call).rollback},
+	{method: get, path: "/v1/apps/{app}/containers", policy: members, handle: (*call).listContainers},
+	{method: get, path: "/v1/apps/{app}/containers/{type}", policy: members, handle: (*call).listContainers},
+	{method: get, path: "/v1/apps/{app}/containers/{type}/{num}", policy: members, handle: (*call).getContainer},
+	{method: post, path: "/v1/apps/{app}/containers/restart", policy: members, handle: (*call).restart},
+	{method: post, path: "/v1/apps/{app}/containers/{type}/restart", policy: members, handle: (*call).restart},
+	{method: post, path: "/v1/apps/{app}/containers/{type}/{num}/restart", policy: members, handle: (*call).restart},
+	{method: get, path: "/v1/apps/{app}/domains", policy: members, handle: (*call).listDomains},
+	{method: post, path: "/v1/apps/{app}/domains", policy: members, handle: (*call).addDomain},
+	{method: del, path: "/v1/apps/{app}/domains/{domain}", policy: owners, handle: (*call).removeDomain},
+	{method: get, path: "/v1/apps/{app}/perms", policy: members, handle: (*call).listPerms},
+	{method: post, path: "/v1/apps/{app}/perms", policy: owners, handle: (*call).grant},
+	{method: del, path: "/v1/apps/{app}/perms/{username}", policy: ownersOrSelf, handle: (*call).revoke},
+
+	{method: get, path: "/v1/keys", policy: users, handle: (*call).listKeys},
+	{method: post, path: "/v1/keys", policy: users, handle: (*call).addKey},
+	{method: get, path: "/v1/keys/{id...}", policy: users, handle: (*call).getKey},
+	{method: del, path: "/v1/keys/{id...}", policy: users, handle: (*call).removeKey},
+	{method: get, path: "/v1/certs", policy: users, handle: (*call).listCerts},
+	{method: post, path: "/v1/certs", policy: users, handle: (*call).addCert},
+	{method: get, path: "/v1/certs/{name}", policy: users, handle: (*call).getCert},
+	{method: del, path: "/v1/certs/{name}", policy: users, handle: (*call).removeCert},
+
+	{method: post, path: "/v1/hooks/key", policy: daemons, handle: (*call).keyHook},
+	{method: post, path: "/v1/hooks/access", policy: daemons, handle: (*call).accessHook},
+	{method: post, path: "/v1/hooks/push", policy: daemons, handle: (*call).pushHook},
+	{method: post, path: "/v1/hooks/config", policy: daemons, handle: (*call).configHook},
+	{method: post, path: "/v1/hooks/build", policy: daemons, handle: (*call).buildHook, aliases: []string{"/v1/hooks/builds"}},
+	{method: get, path: "/v1/hooks/apps", policy: daemons, handle: (*call).appsHook},
+	{method: get, path: "/v1/hooks/routes", policy: daemons, handle: (*call).routesHook},
+	{method: post, path: "/v1/hooks/routers", policy: daemons, handle: (*call).routersHook},
+}

@@ -1,0 +1,110 @@
+package paas
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+)
+
+// Special config values (contract 5.2).
+const (
+	ConfigPort               = "PORT"
+	ConfigHealthcheckURL     = "HEALTHCHECK_URL"
+	ConfigHealthcheckTimeout = "HEALTHCHECK_TIMEOUT"
+)
+
+// ConfigChange is a request to change a config: decoded JSON values (numbers as
+// json.Number), nil to remove a key.
+type ConfigChange struct {
+	Values, Memory, CPU, Tags map[string]any
+}
+
+// With returns the config overlaid with a change: each of the four maps merges
+// on its own (contract 5.2). The error names every bad field. Identity, owner
+// and times are left to the caller.
+func (c Config) With(change ConfigChange) (Config, error) {
+	faults := map[string][]string{}
+	next := Config{
+		App:    c.App,
+		Values: merge(faults, "values", c.Values, change.Values, configValue),
+		Memory: merge(faults, "memory", c.Memory, change.Memory, memoryValue),
+		CPU:    merge(faults, "cpu", c.CPU, change.CPU, cpuValue),
+		Tags:   merge(faults, "tags", c.Tags, change.Tags, tagValue),
+	}
+	if len(faults) > 0 {
+		return Config{}, &Error{Code: Invalid, Fields: faults}
+	}
+	return next, nil
+}
+
+// merge overlays base with change; parse checks a key and converts its value,
+// and is asked about the key alone, with nil, when it is removed.
+func merge[V any](faults map[string][]string, field string, base map[string]V, change map[string]any,
+	parse func(key string, v any) (V, string)) map[string]V {
+	merged := map[string]V{}
+	maps.Copy(merged, base)
+	for _, key := range slices.Sorted(maps.Keys(change)) {
+		v, fault := parse(key, change[key])
+		switch {
+		case fault != "":
+			if !slices.Contains(faults[field], fault) {
+				faults[field] = append(faults[field], fault)
+			}
+		case change[key] == nil:
+			delete(merged, key)
+		default:
+			merged[key] = v
+		}
+	}
+	return merged
+}
+
+var (
+	configKeyPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	limitKeyPattern  = regexp.MustCompile(`^[a-z]`)
+	tagKeyPattern    = regexp.MustCompile(`^[A-Za-z]+$`)
+	tagValuePattern  = regexp.MustCompile(`^\w+$`)
+)
+
+const msgLimitKey = "Process types can only contain [a-z]"
+
+func configValue(key string, v any) (string, string) {
+	if !configKeyPattern.MatchString(key) {
+		return "", "Config keys must start with a letter or underscore and only contain [A-z0-9_]"
+	}
+	return Text(v), ""
+}
+
+func memoryValue(key string, v any) (string, string) {
+	if !limitKeyPattern.MatchString(key) {
+		return "", msgLimitKey
+	}
+	if v == nil {
+		return "", ""
+	}
+	text := Text(v)
+	if _, err := ParseMemory(text); err != nil {
+		return "", msgMemory
+	}
+	return text, ""
+}
+
+func cpuValue(key string, v any) (int, string) {
+	if !limitKeyPattern.MatchString(key) {
+		return 0, msgLimitKey
+	}
+	if v == nil {
+		return 0, ""
+	}
+	return parseCPU(v)
+}
+
+func tagValue(key string, v any) (string, string) {
+	if !tagKeyPattern.MatchString(key) {
+		return "", "Tag keys can only contain [a-z]"
+	}
+	if v != nil && !tagValuePattern.MatchString(Text(v)) {
+		return "", "Invalid tag value"
+	}
+	return Text(v), ""
+}
