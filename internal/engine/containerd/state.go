@@ -153,13 +153,15 @@ func (e *Engine) Instances(ctx context.Context, app string) ([]engine.Instance, 
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
+	// Before the tasks are: what has none yet may have one when it is judged.
+	creating := e.creatingNow(list)
 	status, err := e.statuses(ctx, list)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]engine.Instance, 0, len(list))
 	for _, r := range list {
-		out = append(out, e.instance(r, status[r.ID]))
+		out = append(out, e.instance(r, status[r.ID], creating[r.ID]))
 	}
 	slices.SortFunc(out, func(a, b engine.Instance) int {
 		return cmp.Or(
@@ -205,8 +207,22 @@ func (e *Engine) setBusy(id, app string, state paas.InstanceState) {
 	e.noteOf(id, app).busy = state
 }
 
-// instance judges what a record and its task (nil if there is none) amount to.
-func (e *Engine) instance(r record, p *task.Process) engine.Instance {
+// creatingNow returns which of some containers this process is creating.
+func (e *Engine) creatingNow(list []record) map[string]bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	creating := map[string]bool{}
+	for _, r := range list {
+		if n := e.notes[r.ID]; n != nil && n.busy == paas.StateCreated {
+			creating[r.ID] = true
+		}
+	}
+	return creating
+}
+
+// instance judges what a record and its task (nil if there was none) amount to,
+// and whether it was being created when the task was looked for.
+func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Instance {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := e.noteOf(r.ID, r.App)
@@ -222,6 +238,8 @@ func (e *Engine) instance(r record, p *task.Process) engine.Instance {
 		inst.State = n.busy
 	case r.Failed != "":
 		inst.State, inst.Reason = paas.StateCrashed, r.Failed
+	case p == nil && creating:
+		inst.State = paas.StateCreated
 	case p == nil:
 		inst.State, inst.Reason = paas.StateDown, "stopped, because the machine or the container engine was"
 	case p.Status == task.Status_RUNNING && n.start != nil:

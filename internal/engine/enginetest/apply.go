@@ -134,6 +134,37 @@ func (s *suite) wantUserError(err error) {
 	}
 }
 
+// applySeenFromOutside: what is being started is never taken for ended by who
+// looks at the same time.
+func (s *suite) applySeenFromOutside() {
+	spec := s.set("worker", 3, s.fix.Sleep)
+	var looks sync.WaitGroup
+	stop := make(chan struct{})
+	for range 3 {
+		looks.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, inst := range s.list(s.app) {
+					if inst.State != paas.StateCreated && inst.State != paas.StateUp {
+						s.Errorf("an instance that is being started looks %s (%s)", inst.State, inst.Reason)
+						return
+					}
+				}
+			}
+		})
+	}
+	for range 3 {
+		s.apply(spec)
+		spec.Generation++
+	}
+	close(stop)
+	looks.Wait()
+}
+
 // applyOutlivesContext: contexts bound the call, never the life of what it started.
 func (s *suite) applyOutlivesContext() {
 	ctx, cancel := context.WithCancel(s.ctx)

@@ -34,6 +34,7 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		{"ApplyScales", (*suite).applyScales},
 		{"ApplyReplacesEnded", (*suite).applyReplacesEnded},
 		{"ApplyFailsWhole", (*suite).applyFailsWhole},
+		{"ApplySeenFromOutside", (*suite).applySeenFromOutside},
 		{"ApplyOutlivesContext", (*suite).applyOutlivesContext},
 		{"Port", (*suite).port},
 		{"InstancesOfApps", (*suite).instancesOfApps},
