@@ -28,19 +28,25 @@ func newCertificate(conf routerconf.Certificate, log *slog.Logger) *certificate 
 	})}
 }
 
-// certificateFor chooses by SNI (see hostKey): the name itself, the wildcard
-// above it, the platform's uploaded wildcard, and in the end the self-signed
-// one (contract 10.1, sslCert). One that cannot be used is passed over.
-func (tb *table) certificateFor(name string, selfSigned *selfSigned) *tls.Certificate {
-	fallback := selfSigned.current()
-	for _, n := range [...]string{name, wildcardOf(name), "*." + fallback.domain} {
+// certificateFor chooses by SNI (see hostKey): an uploaded one for the name
+// itself, for the wildcard above it, for the platform's wildcard (contract 10.1,
+// sslCert), and in the end one of the platform's own authority: for the name, if it is
+// one of the platform's and known, else for the platform's domain. One that
+// cannot be used is passed over.
+func (tb *table) certificateFor(name string, ca *ownCA) *tls.Certificate {
+	own := ca.current()
+	for _, n := range [...]string{name, wildcardOf(name), "*." + own.domain} {
 		if c := tb.certs.get(n); c != nil {
 			if pair := c.parse(); pair != nil {
 				return pair
 			}
 		}
 	}
-	return fallback.pair
+	// Only known names: strangers must not make us sign whatever they ask for.
+	if own.owns(name) && tb.routes.get(name) != nil {
+		return own.leaf(name)
+	}
+	return own.leaf(own.domain)
 }
 
 func wildcardOf(name string) string {

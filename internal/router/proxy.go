@@ -18,12 +18,12 @@ import (
 // on. It uses the table through acquire and the targets' counters only, so that
 // another data path can take its place.
 type proxy struct {
-	table      *table
-	selfSigned *selfSigned
-	trusted    []netip.Prefix
-	metrics    *metrics
-	access     *accessLog // nil: none
-	reverse    *httputil.ReverseProxy
+	table   *table
+	ownCA   *ownCA
+	trusted []netip.Prefix
+	metrics *metrics
+	access  *accessLog // nil: none
+	reverse *httputil.ReverseProxy
 }
 
 // copyBuffer is what bodies are copied through, flushDelay how long the first
@@ -34,8 +34,8 @@ const (
 	flushDelay = 2 * time.Millisecond
 )
 
-func newProxy(tb *table, own *selfSigned, trusted []netip.Prefix, m *metrics, access *accessLog, log *slog.Logger) *proxy {
-	p := &proxy{table: tb, selfSigned: own, trusted: trusted, metrics: m, access: access}
+func newProxy(tb *table, own *ownCA, trusted []netip.Prefix, m *metrics, access *accessLog, log *slog.Logger) *proxy {
+	p := &proxy{table: tb, ownCA: own, trusted: trusted, metrics: m, access: access}
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      p,

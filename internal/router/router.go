@@ -81,13 +81,13 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 type router struct {
-	cfg        Config
-	table      *table
-	selfSigned *selfSigned
-	saver      *saver    // nil with TableFile
-	follower   *follower // nil with TableFile
-	access     *accessLog
-	proxy      *proxy
+	cfg      Config
+	table    *table
+	ownCA    *ownCA
+	saver    *saver    // nil with TableFile
+	follower *follower // nil with TableFile
+	access   *accessLog
+	proxy    *proxy
 }
 
 func newRouter(cfg Config) (*router, error) {
@@ -100,13 +100,13 @@ func newRouter(cfg Config) (*router, error) {
 	if err := r.openTable(dir); err != nil {
 		return nil, err
 	}
-	r.selfSigned = &selfSigned{path: filepath.Join(dir, "self-signed.pem"), now: time.Now}
+	r.ownCA = &ownCA{dir: dir, now: time.Now}
 	domain := r.table.platformDomain()
 	if domain == "" {
 		domain = cfg.Domain
 	}
-	if err := r.selfSigned.ensure(domain); err != nil {
-		if r.selfSigned.current() == nil {
+	if err := r.ownCA.ensure(domain); err != nil {
+		if r.ownCA.current() == nil {
 			return nil, err
 		}
 		cfg.Log.Error("the platform's certificate was not kept", "error", err)
@@ -115,7 +115,7 @@ func newRouter(cfg Config) (*router, error) {
 		r.access = newAccessLog()
 	}
 	m := newMetrics()
-	r.proxy = newProxy(r.table, r.selfSigned, trusted, m, r.access, cfg.Log)
+	r.proxy = newProxy(r.table, r.ownCA, trusted, m, r.access, cfg.Log)
 	for _, c := range []prometheus.Collector{m.retries, m.wait, &collector{r.table, m, r.access, r.follower}} {
 		if err := cfg.Metrics.Register(c); err != nil {
 			return nil, err
@@ -159,7 +159,7 @@ func (r *router) run(ctx context.Context, plain, secure net.Listener) error {
 	background := func(f func(context.Context)) {
 		supporting.Go(func() error { f(support); return nil })
 	}
-	background(func(ctx context.Context) { r.selfSigned.maintain(ctx, r.table, r.cfg.Domain, r.cfg.Log) })
+	background(func(ctx context.Context) { r.ownCA.maintain(ctx, r.table, r.cfg.Domain, r.cfg.Log) })
 	if r.access != nil {
 		background(func(ctx context.Context) { r.access.run(ctx, r.cfg.AccessLog) })
 	}
@@ -172,7 +172,7 @@ func (r *router) run(ctx context.Context, plain, secure net.Listener) error {
 	serving, ctx := errgroup.WithContext(ctx)
 	serving.Go(func() error { return r.serve(ctx, idleListener{plain, idleLimit}) })
 	serving.Go(func() error {
-		config := tlsConfig(r.table, r.selfSigned)
+		config := tlsConfig(r.table, r.ownCA)
 		return r.serve(ctx, tls.NewListener(idleListener{secure, idleLimit}, config))
 	})
 	if r.cfg.Admin != nil {

@@ -114,7 +114,7 @@ func (s *saver) save() bool {
 	}
 	text, err := json.Marshal(savedTable{Boot: s.boot, Table: s.table.snapshot()})
 	if err == nil {
-		err = writeFile(s.path, text)
+		err = writeFile(s.path, text, 0o600)
 	}
 	if err != nil {
 		s.log.Error("the routing table was not saved", "error", err)

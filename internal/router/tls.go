@@ -9,7 +9,7 @@ import (
 // tlsConfig serves each name's certificate. Session tickets are on, their keys
 // rotate by themselves (crypto/tls). TLS 1.2 is the oldest that browsers still
 // speak.
-func tlsConfig(tb *table, own *selfSigned) *tls.Config {
+func tlsConfig(tb *table, own *ownCA) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
@@ -30,11 +30,14 @@ func (p *proxy) misdirected(r *http.Request, host string) bool {
 	if name == host {
 		return false
 	}
-	shown, right := p.table.certificateFor(name, p.selfSigned), p.table.certificateFor(host, p.selfSigned)
+	shown, right := p.table.certificateFor(name, p.ownCA), p.table.certificateFor(host, p.ownCA)
 	return shown != right && !covers(shown, host)
 }
 
 func covers(pair *tls.Certificate, host string) bool {
+	if pair == nil {
+		return false
+	}
 	leaf := pair.Leaf
 	if leaf == nil {
 		var err error

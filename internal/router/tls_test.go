@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -168,53 +169,92 @@ func TestSessionsResume(t *testing.T) {
 	}
 }
 
-func TestSelfSigned(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "router", "self-signed.pem")
+// One authority signs for every name of the platform and for no other, is kept
+// over a restart, and is renewed in time.
+func TestOwnCA(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "router")
 	now := time.Now()
 	clock := func() time.Time { return now }
-	leafOf := func(s *selfSigned, domain string) *x509.Certificate {
+	issuerOf := func(ca *ownCA, domain string) *issuer {
 		t.Helper()
-		if err := s.ensure(domain); err != nil {
+		if err := ca.ensure(domain); err != nil {
 			t.Fatal(err)
 		}
-		return s.current().pair.Leaf
+		return ca.current()
 	}
-	s := &selfSigned{path: path, now: clock}
-	first := leafOf(s, "localhost")
+	ca := &ownCA{dir: dir, now: clock}
+	first := issuerOf(ca, "localhost")
 	roots := x509.NewCertPool()
-	roots.AddCert(first)
-	for _, name := range []string{"localhost", "app.localhost", "deis.localhost"} {
-		if _, err := first.Verify(x509.VerifyOptions{DNSName: name, Roots: roots}); err != nil {
+	roots.AddCert(first.cert)
+	verify := func(i *issuer, name string) error {
+		leaf := i.leaf(name)
+		if leaf == nil {
+			t.Fatalf("no certificate for %s", name)
+		}
+		_, err := leaf.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, CurrentTime: now})
+		return err
+	}
+	for _, name := range []string{"localhost", "app.localhost", "deis.localhost", strings.Repeat("a", 64) + ".localhost"} {
+		if err := verify(first, name); err != nil {
 			t.Error(err)
 		}
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v %v", info, err)
+	if verify(first, "bank.example") == nil {
+		t.Error("the authority is good for any name")
 	}
-	again := &selfSigned{path: path, now: clock}
-	if !leafOf(again, "localhost").Equal(first) {
-		t.Error("a new certificate after a restart")
+	if first.leaf("app.localhost") != first.leaf("app.localhost") {
+		t.Error("the certificate is made anew each time")
 	}
-	now = first.NotAfter.Add(-selfSignedRenew).Add(time.Second)
-	renewed := leafOf(again, "localhost")
-	if renewed.Equal(first) || !leafOf(s, "localhost").Equal(renewed) {
-		t.Error("not renewed before its end")
+	for name, mode := range map[string]os.FileMode{"ca.pem": 0o644, "ca.key": 0o600} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", name, info, err)
+		}
 	}
-	if leafOf(s, "other.test").VerifyHostname("app.other.test") != nil {
+	again := &ownCA{dir: dir, now: clock}
+	if !issuerOf(again, "localhost").cert.Equal(first.cert) {
+		t.Error("another authority after a restart")
+	}
+	if err := verify(again.current(), "app.localhost"); err != nil {
+		t.Error(err)
+	}
+
+	old := again.current().leaf("app.localhost")
+	now = old.Leaf.NotAfter.Add(-leafRenew).Add(time.Second)
+	if again.current().leaf("app.localhost") == old {
+		t.Error("a certificate was not renewed before its end")
+	}
+	now = first.cert.NotAfter.Add(-caRenew).Add(time.Second)
+	if issuerOf(again, "localhost").cert.Equal(first.cert) {
+		t.Error("the authority was not renewed before its end")
+	}
+	if i := issuerOf(ca, "other.test"); i.leaf("app.other.test").Leaf.VerifyHostname("app.other.test") != nil {
 		t.Error("not for the new domain")
 	}
-	if err := os.WriteFile(path, []byte("garbage"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	leafOf(&selfSigned{path: path, now: clock}, "other.test")
-	text, err := os.ReadFile(path)
+	issuerOf(&ownCA{dir: dir, now: clock}, "other.test")
+	text, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	if err != nil || !bytes.Contains(text, []byte("BEGIN CERTIFICATE")) {
 		t.Errorf("a file of garbage was not replaced: %v", err)
 	}
 }
 
+// Only names that the table knows are signed for: a stranger's get the domain's.
+func TestOwnCASignsKnownNamesOnly(t *testing.T) {
+	r := serve(t, routerconf.Table{Domain: "localhost", Routes: []routerconf.Route{routeTo("app.localhost", "app", "127.0.0.1:1")}})
+	if names := r.shown(t, "app.localhost")[0].DNSNames; !slices.Contains(names, "app.localhost") {
+		t.Errorf("for a known name: %v", names)
+	}
+	for _, name := range []string{"stranger.localhost", "deep.app.localhost", "else.example"} {
+		if names := r.shown(t, name)[0].DNSNames; !slices.Equal(names, []string{"*.localhost", "localhost"}) {
+			t.Errorf("for %s: %v", name, names)
+		}
+	}
+}
+
 // The table's domain counts, not the setting, as soon as there is a table.
-func TestSelfSignedFollowsTheTable(t *testing.T) {
+func TestOwnCAFollowsTheTable(t *testing.T) {
 	r := serve(t, routerconf.Table{Domain: "one.test"})
 	if err := r.shown(t, "a.one.test")[0].VerifyHostname("a.one.test"); err != nil {
 		t.Error(err)
