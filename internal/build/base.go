@@ -33,7 +33,7 @@ type BaseConfig struct {
 	// ContainerdAddress is the path of the socket, Namespace the platform's.
 	ContainerdAddress string
 	Namespace         string
-	// Cache is a directory for the layers, which platforms may share; about 700 MB.
+	// Cache is a directory for the layers, which platforms may share; about 800 MB.
 	Cache string
 	// Images are names of BaseImageNames; empty means all.
 	Images []string
@@ -52,7 +52,7 @@ var baseImages = map[string]struct {
 		env:    []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 	},
 	"deis/build": {
-		layers: []string{"run", "build", "go"},
+		layers: []string{"run", "build", "go", "gocache"},
 		env: []string{
 			"PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 			"GOTOOLCHAIN=local",

@@ -44,7 +44,7 @@ func TestBaseImages(t *testing.T) {
 			layers[name] = append(layers[name], id.String())
 		}
 	}
-	if run, b := layers["deis/run"], layers["deis/build"]; len(run) != 1 || len(b) != 3 || b[0] != run[0] {
+	if run, b := layers["deis/run"], layers["deis/build"]; len(run) != 1 || len(b) != 4 || b[0] != run[0] {
 		t.Errorf("layers: %v", layers)
 	}
 

@@ -178,6 +178,8 @@ func (b *Builder) solve(ctx context.Context, req Request, name string, hasProcfi
 		// The frontend takes this as a sign that it was chosen by a "# syntax=" line already, so it
 		// does not fetch another one.
 		"cmdline": "dockerfile.v0",
+		// Cache mounts with equal ids are shared within an app, not between apps.
+		"build-arg:BUILDKIT_CACHE_MOUNT_NS": req.App,
 	}}
 	build := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		res, err := c.Solve(ctx, frontend)

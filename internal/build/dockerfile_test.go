@@ -195,6 +195,17 @@ func TestDockerfileFeatures(t *testing.T) {
 	}
 }
 
+// TestCacheMountsArePrivate: an app must not poison what others compile with.
+func TestCacheMountsArePrivate(t *testing.T) {
+	files := map[string]string{"Dockerfile": "FROM deis/run\nCOPY n /n\nRUN --mount=type=cache,target=/c echo $(cat /n) >>/c/seen; cp /c/seen /seen\nCMD [\"true\"]\n"}
+	for _, step := range []struct{ app, n, want string }{{"app-c1", "1", "1"}, {"app-c2", "2", "2"}, {"app-c1", "3", "1\n3"}} {
+		files["n"] = step.n
+		if got := mustBuild(t, newRepo(t), step.app, files).sh("cat /seen"); got != step.want {
+			t.Errorf("%s sees %q, want %q", step.app, got, step.want)
+		}
+	}
+}
+
 func TestDockerignore(t *testing.T) {
 	b := mustBuild(t, newRepo(t), "app-ignore", map[string]string{"Dockerfile": hello, "run": "", "secret/key": "x", "keep/key": "x", ".dockerignore": "secret\nkeep\n!keep/key\n"})
 	if got := b.sh("cd /app; find . -type f | sort | tr '\\n' ' '"); got != "./.dockerignore ./Dockerfile ./keep/key ./run " {
@@ -215,8 +226,8 @@ func TestRefusals(t *testing.T) {
 		{"empty Dockerfile", map[string]string{"Dockerfile": "\n"}, "the Dockerfile is empty", ""},
 		{"large Dockerfile", map[string]string{"Dockerfile": strings.Repeat("#\n", 1<<20)}, "Dockerfile has 2097152 bytes; the limit is 1048576", ""},
 		{"Procfile", map[string]string{"Dockerfile": hello, "Procfile": "web:\n  - x\n"}, "Procfile line 1: the command of \"web\" is not one text", ""},
-		{"failing RUN", map[string]string{"Dockerfile": "FROM deis/run\n\nRUN echo before; echo \"\x1b[31mred\x1b]0;title\x07\" >&2; \\\n  exit 3\nCMD true\n"},
-			"Dockerfile line 3: RUN echo before; echo \"red\" >&2; ...\nthe command failed with exit code 3", "       before\n       red\n"},
+		{"failing RUN", map[string]string{"Dockerfile": "FROM deis/run\n\nRUN echo before; echo \"\x1b[31mred\x1b]0;title\x07\"; \\\n  exit 3\nCMD true\n"},
+			"Dockerfile line 3: RUN echo before; echo \"red\"; ...\nthe command failed with exit code 3", "       before\n       red\n"},
 		{"killed RUN", map[string]string{"Dockerfile": "FROM deis/run\nRUN sh -c 'kill -9 $$'; exit $?\nCMD true\n"}, "Dockerfile line 2: RUN sh -c 'kill -9 $$'; exit $?\nthe command was killed", ""},
 		{"unknown instruction", map[string]string{"Dockerfile": "FROM deis/run\nFOO bar\n"}, "Dockerfile line 2: unknown instruction: FOO", ""},
 		{"no FROM", map[string]string{"Dockerfile": "RUN true\n"}, "Dockerfile line 1: no build stage in current context", ""},

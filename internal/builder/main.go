@@ -2,7 +2,6 @@ package builder
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -45,7 +44,7 @@ func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 		cfg.ContainerdAddress = filepath.Join(root, "run", "containerd.sock")
 	}
 	cfg.ContainerdAddress = strings.TrimPrefix(cfg.ContainerdAddress, "unix://")
-	cfg.Namespace = "deis-" + fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
+	cfg.Namespace = "deis-" + daemon.PlatformID(root)
 	return build.BaseImages(ctx, cfg)
 }
 

@@ -201,5 +201,8 @@ func RemoveInstances(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("remove instances: %w", err)
 	}
 	cfg.Log.Info("removed all instances", "instances", len(instances))
+	if host, ok := eng.(interface{ RemoveNetwork(context.Context) error }); ok {
+		return host.RemoveNetwork(ctx)
+	}
 	return nil
 }

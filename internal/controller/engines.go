@@ -1,11 +1,11 @@
 package controller
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/deis/deis/internal/daemon"
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/engine/containerd"
 	"github.com/deis/deis/internal/engine/fake"
@@ -30,7 +30,7 @@ func openEngine(cfg Config) (engine.Engine, func() error, error) {
 			address = filepath.Join(root, "run", "containerd.sock")
 		}
 		e, err := containerd.New(containerd.Options{
-			Address: address, Root: root, PlatformID: platformID(root),
+			Address: address, Root: root, PlatformID: daemon.PlatformID(root),
 			ShimLog: filepath.Join(filepath.Dir(self), "deis-shimlog"), Log: cfg.Log, Metrics: cfg.Metrics,
 		})
 		if err != nil {
@@ -39,10 +39,4 @@ func openEngine(cfg Config) (engine.Engine, func() error, error) {
 		return e, e.Close, nil
 	}
 	return nil, nil, fmt.Errorf("engine %q is neither containerd nor fake", cfg.Engine)
-}
-
-// platformID tells the platforms on one machine apart: it is derived from the
-// root directory, as in the other daemons.
-func platformID(root string) string {
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
 }

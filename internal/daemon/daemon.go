@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,6 +33,13 @@ var Version = "dev"
 // process is started again. (systemd's LISTEN_FDS names the child's pid, which
 // a parent that uses os/exec does not know in time.)
 const ListenFDs = "DEIS_LISTEN_FDS"
+
+// PlatformID is the short name of the platform whose state lies below root, an
+// absolute path. It tells apart what the platforms of one host have in common
+// name spaces: containerd namespaces, bridges, nftables tables, cgroups.
+func PlatformID(root string) string {
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
+}
 
 // shutdownTime bounds how long the private HTTP server may finish answers.
 const shutdownTime = 2 * time.Second

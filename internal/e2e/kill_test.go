@@ -41,6 +41,7 @@ func TestKillEachDaemon(t *testing.T) {
 		wantMessage(t, "after containerd")
 		l := shared.startLoad(t, "e2e-kill.localhost", "/", 100)
 		u.push(t, dir, "after router")
+		time.Sleep(300 * time.Millisecond)
 		l.stop(t, "message=after router")
 	})
 	if out := u.must(t, dir, "deis", "ps"); strings.Count(out, " up ") != 2 {

@@ -18,7 +18,7 @@ import (
 //	$URL      the controller
 //	$HTTP, $HTTPS, $SSH   ports
 //	$APP      a name for an app, unique to the script
-//	$CA       the platform's self-signed certificate
+//	$CA       the platform's own authority
 //	$EXAMPLES the repository's examples
 //
 // and, beside testscript's own, the commands
@@ -55,7 +55,7 @@ func setupScript(e *testscript.Env) error {
 	e.Setenv("SSH", port(shared.ssh))
 	e.Setenv("APP", "e2e-"+name)
 	e.Setenv("SUFFIX", name)
-	e.Setenv("CA", filepath.Join(shared.root, "router", "self-signed.pem"))
+	e.Setenv("CA", filepath.Join(shared.root, "router", "ca.pem"))
 	e.Setenv("EXAMPLES", examples)
 	e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 	e.Setenv("GIT_AUTHOR_NAME", "e2e")
@@ -76,7 +76,7 @@ func cmdUser(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: user NAME")
 	}
-	home := ts.MkAbs("home-" + args[0])
+	home := filepath.Join(ts.Getenv("WORK"), "home-"+args[0])
 	ts.Setenv("HOME", home)
 	ts.Setenv("GIT_SSH_COMMAND", sshCommand(home))
 	if _, err := os.Stat(home); err == nil {

@@ -220,7 +220,8 @@ func (m *Manager) freeze(ctx context.Context, req Request) (r paas.Rollout, late
 		App: req.App.UUID, Owner: req.Owner, Kind: req.Kind, State: paas.RolloutPending,
 		Build: req.Build, Config: req.Config, Version: latest.Version, Summary: req.Summary,
 	}
-	if r.Build == "" {
+	// A rollback may go to a release from before the first build: nothing runs then.
+	if r.Build == "" && r.Kind != paas.RolloutRollback {
 		r.Build = latest.Build
 	}
 	if r.Config == "" {

@@ -105,6 +105,23 @@ func TestNothingToStart(t *testing.T) {
 	})
 }
 
+// A release from before the first build runs nothing; the next one runs again.
+func TestRollbackToBeforeTheFirstBuild(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addBuild("b1", map[string]string{"web": "serve"})
+		w.start()
+		w.deploy("b1")
+		release := w.mustDo(Request{Kind: paas.RolloutRollback, Config: "blog-c1"})
+		synctest.Wait()
+		if release.Version != 3 || release.Build != "" {
+			t.Errorf("release %+v", release)
+		}
+		w.want("instances", w.list(), nil)
+		w.mustDo(Request{Kind: paas.RolloutRollback, Build: "b1", Config: "blog-c1"})
+		w.want("instances of the build", w.list(), []string{"web.1@3 up"})
+	})
+}
+
 func TestRefusedBeforeItBegins(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addBuild("b1", map[string]string{"web": "serve"})

@@ -86,7 +86,8 @@ type Request struct {
 	App  paas.App
 	// Owner is the username of who asks.
 	Owner string
-	// Build and Config are UUIDs of what shall run; "" keeps that of the latest release.
+	// Build and Config are UUIDs of what shall run; "" keeps that of the latest release;
+	// for rollbacks, an empty Build is that of a release without one.
 	Build, Config string
 	// Formation changes counts (scale). Types that it does not name keep theirs.
 	Formation map[string]int

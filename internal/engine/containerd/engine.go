@@ -198,6 +198,15 @@ func (e *Engine) Close() error {
 	return e.client.Close()
 }
 
+// RemoveNetwork takes away what the engine has on the host itself: bridge,
+// addresses and firewall rules. No instance may be left. It ends the engine's
+// own work, so that nothing can be done but Close afterwards.
+func (e *Engine) RemoveNetwork(ctx context.Context) error {
+	e.stop()
+	e.done.Wait()
+	return e.network.Remove(ctx)
+}
+
 // Ready is nil when containerd answers, and says what is wrong otherwise.
 func (e *Engine) Ready(ctx context.Context) error {
 	if _, err := e.client.Version(e.in(ctx)); err != nil {

@@ -25,8 +25,9 @@ func main() {
 		os.Exit(1)
 	}
 	host, _ := os.Hostname()
+	boot := time.Now().UnixNano()
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "message=%s release=%s instance=%s greeting=%s\n", text, os.Getenv("DEIS_RELEASE"), host, os.Getenv("GREETING"))
+		fmt.Fprintf(w, "message=%s release=%s instance=%s greeting=%s boot=%d\n", text, os.Getenv("DEIS_RELEASE"), host, os.Getenv("GREETING"), boot)
 	})
 	http.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		d, _ := time.ParseDuration(r.URL.Query().Get("for"))
