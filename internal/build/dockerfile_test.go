@@ -226,8 +226,11 @@ func TestRefusals(t *testing.T) {
 		{"empty Dockerfile", map[string]string{"Dockerfile": "\n"}, "the Dockerfile is empty", ""},
 		{"large Dockerfile", map[string]string{"Dockerfile": strings.Repeat("#\n", 1<<20)}, "Dockerfile has 2097152 bytes; the limit is 1048576", ""},
 		{"Procfile", map[string]string{"Dockerfile": hello, "Procfile": "web:\n  - x\n"}, "Procfile line 1: the command of \"web\" is not one text", ""},
-		{"failing RUN", map[string]string{"Dockerfile": "FROM deis/run\n\nRUN echo before; echo \"\x1b[31mred\x1b]0;title\x07\"; \\\n  exit 3\nCMD true\n"},
-			"Dockerfile line 3: RUN echo before; echo \"red\"; ...\nthe command failed with exit code 3", "       before\n       red\n"},
+		{
+			"failing RUN",
+			map[string]string{"Dockerfile": "FROM deis/run\n\nRUN echo before; echo \"\x1b[31mred\x1b]0;title\x07\"; \\\n  exit 3\nCMD true\n"},
+			"Dockerfile line 3: RUN echo before; echo \"red\"; ...\nthe command failed with exit code 3", "       before\n       red\n",
+		},
 		{"killed RUN", map[string]string{"Dockerfile": "FROM deis/run\nRUN sh -c 'kill -9 $$'; exit $?\nCMD true\n"}, "Dockerfile line 2: RUN sh -c 'kill -9 $$'; exit $?\nthe command was killed", ""},
 		{"unknown instruction", map[string]string{"Dockerfile": "FROM deis/run\nFOO bar\n"}, "Dockerfile line 2: unknown instruction: FOO", ""},
 		{"no FROM", map[string]string{"Dockerfile": "RUN true\n"}, "Dockerfile line 1: no build stage in current context", ""},

@@ -248,8 +248,10 @@ func TestExplain(t *testing.T) {
 		{ctx, errors.New("failed to solve: rpc error: code = Unknown desc = dockerfile parse error on line 3: bad \x1b[31mthing"), paas.Invalid, "bad thing"},
 		{ctx, fmt.Errorf(meta+"docker.io/library/x:1: not found", "docker.io/library/x:1"), paas.Invalid, "the image x:1 does not exist in its registry\n"},
 		{ctx, fmt.Errorf(meta+"pull access denied, repository does not exist", "r.example:5000/a/b@sha256:00"), paas.Invalid, "the image r.example:5000/a/b@sha256:00 does not exist in its registry, or is private\n"},
-		{ctx, fmt.Errorf(meta+`failed to do request: Head "https://x": dial tcp: lookup x: no such host`, "docker.io/deis/nope:latest"), paas.Invalid,
-			"the image deis/nope:latest is not on this machine, and its registry cannot be reached\nBase images that are always here: deis/run, deis/build."},
+		{
+			ctx, fmt.Errorf(meta+`failed to do request: Head "https://x": dial tcp: lookup x: no such host`, "docker.io/deis/nope:latest"), paas.Invalid,
+			"the image deis/nope:latest is not on this machine, and its registry cannot be reached\nBase images that are always here: deis/run, deis/build.",
+		},
 		{ctx, errors.New("write /x: no space left on device"), paas.Invalid, "the disk of the build machine is full"},
 		{ctx, userErrorf("ours"), paas.Invalid, "ours"},
 	}

@@ -95,8 +95,12 @@ func TestTransport(t *testing.T) {
 		{"GET", "/v1/apps/nope/", nil, nil, 404, `{"detail":"Not found"}`},
 		{"POST", "/v1/apps", "{", nil, 400, `{"detail":"JSON parse error - unexpected EOF"}`},
 		{"POST", "/v1/apps", "x", http.Header{"Content-Type": {"text/plain"}}, 415, `{"detail":"Unsupported media type 'text/plain' in request."}`},
-		{"GET", "/v1/apps", nil, http.Header{"Deis_version": {"9"}}, 405,
-			`{"error":"Client and server versions do not match. Client version: 9 Server version: 1"}`},
+		{
+			"GET", "/v1/apps", nil,
+			http.Header{"Deis_version": {"9"}},
+			405,
+			`{"error":"Client and server versions do not match. Client version: 9 Server version: 1"}`,
+		},
 		{"POST", "/v1/apps", `{"id":"` + strings.Repeat("a", maxBody) + `"}`, nil, 413, `{"detail":"The request is larger than 4194304 bytes."}`},
 		{"GET", "/v1/apps?page=9", nil, nil, 404, `{"detail":"Not found"}`},
 	} {
@@ -323,9 +327,11 @@ func TestConfigAndReleases(t *testing.T) {
 	for _, r := range l.Results {
 		summaries = append(summaries, fmt.Sprintf("v%d %s", r.Version, r.Summary))
 	}
-	want := []string{"v6 alice added E", "v5 alice deployed abc1234", "v4 alice changed nothing",
+	want := []string{
+		"v6 alice added E", "v5 alice deployed abc1234", "v4 alice changed nothing",
 		"v3 alice added D, changed B, deleted A and alice changed limits for memory, cpu and alice added tag rack",
-		"v2 alice added A, B, C, PORT", "v1 alice created initial release"}
+		"v2 alice added A, B, C, PORT", "v1 alice created initial release",
+	}
 	if !slices.Equal(summaries, want) {
 		t.Errorf("summaries = %q, want %q", summaries, want)
 	}

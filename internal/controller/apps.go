@@ -22,8 +22,10 @@ const (
 )
 
 func (s *server) apiApp(a paas.App) api.App {
-	return api.App{UUID: a.UUID, ID: a.ID, Owner: a.Owner, URL: s.host(a.ID), Structure: a.Structure,
-		Created: date(a.Created), Updated: date(a.Updated)}
+	return api.App{
+		UUID: a.UUID, ID: a.ID, Owner: a.Owner, URL: s.host(a.ID), Structure: a.Structure,
+		Created: date(a.Created), Updated: date(a.Updated),
+	}
 }
 
 // host is the name that the platform gives an app.

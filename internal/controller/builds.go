@@ -16,8 +16,10 @@ import (
 const ownImages = "deis.internal/apps/"
 
 func apiBuild(app paas.App, b paas.Build) api.Build {
-	out := api.Build{UUID: b.UUID, App: app.ID, Owner: b.Owner, Image: b.Image, SHA: b.SHA, Procfile: b.Procfile,
-		Dockerfile: b.Dockerfile, Created: date(b.Created), Updated: date(b.Updated)}
+	out := api.Build{
+		UUID: b.UUID, App: app.ID, Owner: b.Owner, Image: b.Image, SHA: b.SHA, Procfile: b.Procfile,
+		Dockerfile: b.Dockerfile, Created: date(b.Created), Updated: date(b.Updated),
+	}
 	if strings.HasPrefix(b.Image, ownImages+app.UUID) {
 		out.Image = app.ID + ":git-" + b.SHA[:min(8, len(b.SHA))]
 	}
@@ -71,8 +73,10 @@ func (s *server) deploy(ctx context.Context, app paas.App, b *paas.Build, progre
 	}
 	shown := *b
 	shown.Image = apiBuild(app, *b).Image
-	_, release, err := s.rollouts.Do(ctx, rollout.Request{Kind: paas.RolloutDeploy, App: app, Owner: b.Owner,
-		Build: b.UUID, Summary: paas.DeploySummary(shown), Progress: progress})
+	_, release, err := s.rollouts.Do(ctx, rollout.Request{
+		Kind: paas.RolloutDeploy, App: app, Owner: b.Owner,
+		Build: b.UUID, Summary: paas.DeploySummary(shown), Progress: progress,
+	})
 	return release, err
 }
 

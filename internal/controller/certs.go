@@ -12,8 +12,10 @@ import (
 )
 
 func apiCert(cert paas.Certificate) api.Cert {
-	return api.Cert{ID: cert.ID, Owner: cert.Owner, CommonName: cert.CommonName, Expires: date(cert.Expires),
-		Created: date(cert.Created), Updated: date(cert.Updated)}
+	return api.Cert{
+		ID: cert.ID, Owner: cert.Owner, CommonName: cert.CommonName, Expires: date(cert.Expires),
+		Created: date(cert.Created), Updated: date(cert.Updated),
+	}
 }
 
 func (c *call) listCerts() error {

@@ -21,9 +21,11 @@ const (
 )
 
 func apiConfig(app paas.App, cfg paas.Config) api.Config {
-	return api.Config{UUID: cfg.UUID, App: app.ID, Owner: cfg.Owner,
+	return api.Config{
+		UUID: cfg.UUID, App: app.ID, Owner: cfg.Owner,
 		Values: anyMap(cfg.Values), Memory: anyMap(cfg.Memory), CPU: anyMap(cfg.CPU), Tags: anyMap(cfg.Tags),
-		Created: date(cfg.Created), Updated: date(cfg.Updated)}
+		Created: date(cfg.Created), Updated: date(cfg.Updated),
+	}
 }
 
 func anyMap[V any](m map[string]V) map[string]any {
@@ -80,8 +82,10 @@ func (c *call) changeConfig() error {
 	if err := c.s.store.CreateConfig(ctx, &next); err != nil {
 		return err
 	}
-	_, rel, err := c.s.rollouts.Do(ctx, rollout.Request{Kind: paas.RolloutConfig, App: c.app, Owner: c.user.Username,
-		Config: next.UUID, Summary: paas.ConfigSummary(prev, next)})
+	_, rel, err := c.s.rollouts.Do(ctx, rollout.Request{
+		Kind: paas.RolloutConfig, App: c.app, Owner: c.user.Username,
+		Config: next.UUID, Summary: paas.ConfigSummary(prev, next),
+	})
 	if err != nil {
 		return err
 	}

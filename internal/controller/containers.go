@@ -13,8 +13,10 @@ import (
 )
 
 func apiContainer(app paas.App, i paas.Instance) api.Container {
-	return api.Container{UUID: i.UUID, App: app.ID, Owner: app.Owner, Release: fmt.Sprintf("v%d", i.Version),
-		Type: i.Type, Num: i.Num, State: string(i.State), Created: date(i.Created), Updated: date(i.Updated)}
+	return api.Container{
+		UUID: i.UUID, App: app.ID, Owner: app.Owner, Release: fmt.Sprintf("v%d", i.Version),
+		Type: i.Type, Num: i.Num, State: string(i.State), Created: date(i.Created), Updated: date(i.Updated),
+	}
 }
 
 // scale is contract 5.5.
@@ -44,8 +46,10 @@ func (c *call) scale() error {
 	if err := paas.CheckScale(build, counts); err != nil {
 		return err
 	}
-	_, _, err = c.s.rollouts.Do(c.lasting(), rollout.Request{Kind: paas.RolloutScale, App: c.app, Owner: c.user.Username,
-		Formation: counts, Summary: paas.ScaleSummary(c.user.Username, counts)})
+	_, _, err = c.s.rollouts.Do(c.lasting(), rollout.Request{
+		Kind: paas.RolloutScale, App: c.app, Owner: c.user.Username,
+		Formation: counts, Summary: paas.ScaleSummary(c.user.Username, counts),
+	})
 	if err != nil {
 		return err
 	}
@@ -102,8 +106,10 @@ func (c *call) restart() error {
 	if err != nil {
 		return err
 	}
-	r, _, err := c.s.rollouts.Do(c.lasting(), rollout.Request{Kind: paas.RolloutRestart, App: c.app, Owner: c.user.Username,
-		RestartType: c.r.PathValue("type"), RestartNum: num})
+	r, _, err := c.s.rollouts.Do(c.lasting(), rollout.Request{
+		Kind: paas.RolloutRestart, App: c.app, Owner: c.user.Username,
+		RestartType: c.r.PathValue("type"), RestartNum: num,
+	})
 	if err != nil {
 		return err
 	}

@@ -147,8 +147,10 @@ func (s *server) run(ctx context.Context) error {
 		}
 	})
 	work.Go(func() error {
-		srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-			ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
+		srv := &http.Server{
+			Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+			ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		}
 		return daemon.ServeHTTP(ctx, srv, s.cfg.Listener, shutdownGrace)
 	})
 	if s.cfg.Admin != nil {

@@ -56,9 +56,11 @@ func (p *platform) start() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	cfg := Config{Listener: l, Root: p.dir, Domain: "example.test", GitURL: "ssh://git@example.test:2222",
+	cfg := Config{
+		Listener: l, Root: p.dir, Domain: "example.test", GitURL: "ssh://git@example.test:2222",
 		Log: slog.New(slog.NewTextHandler(p.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
-		StartTimeout: 5 * time.Second, DrainLimit: time.Second}
+		StartTimeout: 5 * time.Second, DrainLimit: time.Second,
+	}
 	p.s = newServer(cfg, testKey, st, p.engine)
 	p.s.routes.settle = 0
 	ctx, cancel := context.WithCancel(context.Background())

@@ -104,8 +104,10 @@ func (c *call) pushHook() error {
 		return err
 	}
 	return c.reply(http.StatusCreated, push{
-		PushHook: api.PushHook{RepoHook: api.RepoHook{ReceiveUser: user.Username, ReceiveRepo: app.ID}, SHA: p.SHA,
-			Fingerprint: p.Fingerprint, SSHConnection: p.Connection, SSHOriginalCommand: p.Command},
+		PushHook: api.PushHook{
+			RepoHook: api.RepoHook{ReceiveUser: user.Username, ReceiveRepo: app.ID}, SHA: p.SHA,
+			Fingerprint: p.Fingerprint, SSHConnection: p.Connection, SSHOriginalCommand: p.Command,
+		},
 		UUID: p.UUID, Owner: p.Owner, App: app.ID, Created: date(p.Created), Updated: date(p.Updated),
 	})
 }

@@ -16,8 +16,10 @@ import (
 const maxPublicKey = 16 << 10
 
 func apiKey(k paas.Key) api.Key {
-	return api.Key{UUID: k.UUID, Owner: k.Owner, ID: k.ID, Public: k.Public, Fingerprint: k.Fingerprint,
-		Created: date(k.Created), Updated: date(k.Updated)}
+	return api.Key{
+		UUID: k.UUID, Owner: k.Owner, ID: k.ID, Public: k.Public, Fingerprint: k.Fingerprint,
+		Created: date(k.Created), Updated: date(k.Updated),
+	}
 }
 
 // parseKey reads one authorized_keys line and returns the key's blob, or what

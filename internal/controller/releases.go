@@ -14,8 +14,10 @@ import (
 var versionPattern = regexp.MustCompile(`^v[0-9]{1,9}$`)
 
 func apiRelease(app paas.App, r paas.Release) api.Release {
-	out := api.Release{UUID: r.UUID, App: app.ID, Owner: r.Owner, Version: r.Version, Summary: r.Summary, Config: r.Config,
-		Created: date(r.Created), Updated: date(r.Updated)}
+	out := api.Release{
+		UUID: r.UUID, App: app.ID, Owner: r.Owner, Version: r.Version, Summary: r.Summary, Config: r.Config,
+		Created: date(r.Created), Updated: date(r.Updated),
+	}
 	if r.Build != "" {
 		out.Build = &r.Build
 	}
@@ -67,8 +69,10 @@ func (c *call) rollback() error {
 	if err != nil {
 		return err
 	}
-	_, release, err := c.s.rollouts.Do(c.lasting(), rollout.Request{Kind: paas.RolloutRollback, App: c.app, Owner: c.user.Username,
-		Build: old.Build, Config: old.Config, Summary: paas.RollbackSummary(c.user.Username, version)})
+	_, release, err := c.s.rollouts.Do(c.lasting(), rollout.Request{
+		Kind: paas.RolloutRollback, App: c.app, Owner: c.user.Username,
+		Build: old.Build, Config: old.Config, Summary: paas.RollbackSummary(c.user.Username, version),
+	})
 	if err != nil {
 		return err
 	}

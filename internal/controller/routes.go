@@ -328,8 +328,10 @@ func (h *hub) take(s *stream) []routerconf.Change {
 }
 
 func (h *hub) table() *routerconf.Table {
-	t := &routerconf.Table{Generation: h.generation, Domain: h.domain,
-		Routes: make([]routerconf.Route, 0, len(h.routes)), Certificates: make([]routerconf.Certificate, 0, len(h.certs))}
+	t := &routerconf.Table{
+		Generation: h.generation, Domain: h.domain,
+		Routes: make([]routerconf.Route, 0, len(h.routes)), Certificates: make([]routerconf.Certificate, 0, len(h.certs)),
+	}
 	for r := range maps.Values(h.routes) {
 		t.Routes = append(t.Routes, r)
 	}

@@ -50,8 +50,10 @@ func certificate(t *testing.T, name string) (chain, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now(), NotAfter: time.Date(2036, 3, 5, 17, 14, 27, 0, time.UTC)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now(), NotAfter: time.Date(2036, 3, 5, 17, 14, 27, 0, time.UTC),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
 		t.Fatal(err)
@@ -88,8 +90,10 @@ func (p *platform) follow(id string, generation uint64) *follower {
 	if err != nil || resp.StatusCode != 200 {
 		p.t.Fatalf("follow: %v %v", resp, err)
 	}
-	f := &follower{t: p.t, p: p, id: id, changes: make(chan routerconf.Change, 1000), leave: cancel,
-		table: map[string]routerconf.Route{}, certs: map[string]routerconf.Certificate{}, at: generation}
+	f := &follower{
+		t: p.t, p: p, id: id, changes: make(chan routerconf.Change, 1000), leave: cancel,
+		table: map[string]routerconf.Route{}, certs: map[string]routerconf.Certificate{}, at: generation,
+	}
 	go func() {
 		defer resp.Body.Close()
 		defer close(f.changes)

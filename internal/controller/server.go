@@ -223,7 +223,8 @@ func (c *call) fail(err error) {
 	}
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		writeJSON(c.w, http.StatusRequestEntityTooLarge, map[string]string{
-			"detail": fmt.Sprintf("The request is larger than %d bytes.", e.Limit)})
+			"detail": fmt.Sprintf("The request is larger than %d bytes.", e.Limit),
+		})
 		return
 	}
 	code := paas.CodeOf(err)

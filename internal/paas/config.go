@@ -40,7 +40,8 @@ func (c Config) With(change ConfigChange) (Config, error) {
 // merge overlays base with change; parse checks a key and converts its value,
 // and is asked about the key alone, with nil, when it is removed.
 func merge[V any](faults map[string][]string, field string, base map[string]V, change map[string]any,
-	parse func(key string, v any) (V, string)) map[string]V {
+	parse func(key string, v any) (V, string),
+) map[string]V {
 	merged := map[string]V{}
 	maps.Copy(merged, base)
 	for _, key := range slices.Sorted(maps.Keys(change)) {

@@ -51,6 +51,8 @@ func DefaultFormation(b Build) map[string]int {
 // ShellCommand is the process for a command line: bash where the image has it,
 // else sh (contract 5.5, which wants bash).
 func ShellCommand(line string) []string {
-	return []string{"/bin/sh", "-c",
-		`if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec /bin/sh -c "$0"; fi`, line}
+	return []string{
+		"/bin/sh", "-c",
+		`if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec /bin/sh -c "$0"; fi`, line,
+	}
 }

@@ -40,8 +40,10 @@ func TestParseMemory(t *testing.T) {
 }
 
 func TestConfigWith(t *testing.T) {
-	base := Config{App: "u", Values: map[string]string{"A": "1", "B": "2"}, Memory: map[string]string{"web": "1G"},
-		CPU: map[string]int{"web": 5}, Tags: map[string]string{"rack": "x"}}
+	base := Config{
+		App: "u", Values: map[string]string{"A": "1", "B": "2"}, Memory: map[string]string{"web": "1G"},
+		CPU: map[string]int{"web": 5}, Tags: map[string]string{"rack": "x"},
+	}
 	kept := maps.Clone(base.Values)
 	next, err := base.With(ConfigChange{
 		Values: map[string]any{"A": nil, "C": json.Number("1.50"), "D": false, "E": []any{"x"}},
@@ -49,8 +51,10 @@ func TestConfigWith(t *testing.T) {
 		Memory: map[string]any{"web": nil},
 		Tags:   map[string]any{"rack": "y"},
 	})
-	want := Config{App: "u", Values: map[string]string{"B": "2", "C": "1.5", "D": "False", "E": `["x"]`}, Memory: map[string]string{},
-		CPU: map[string]int{"web": 1, "worker": 1024}, Tags: map[string]string{"rack": "y"}}
+	want := Config{
+		App: "u", Values: map[string]string{"B": "2", "C": "1.5", "D": "False", "E": `["x"]`}, Memory: map[string]string{},
+		CPU: map[string]int{"web": 1, "worker": 1024}, Tags: map[string]string{"rack": "y"},
+	}
 	if err != nil || !reflect.DeepEqual(next, want) {
 		t.Errorf("config = %+v, %v", next, err)
 	}
@@ -61,10 +65,14 @@ func TestConfigWith(t *testing.T) {
 		change ConfigChange
 		fields map[string][]string
 	}{
-		{ConfigChange{Values: map[string]any{"1": "x", "a-b": "y"}},
-			map[string][]string{"values": {"Config keys must start with a letter or underscore and only contain [A-z0-9_]"}}},
-		{ConfigChange{Memory: map[string]any{"Web": "1G"}, CPU: map[string]any{"web": json.Number("1025")}},
-			map[string][]string{"memory": {msgLimitKey}, "cpu": {"CPU shares must be between 0 and 1024"}}},
+		{
+			ConfigChange{Values: map[string]any{"1": "x", "a-b": "y"}},
+			map[string][]string{"values": {"Config keys must start with a letter or underscore and only contain [A-z0-9_]"}},
+		},
+		{
+			ConfigChange{Memory: map[string]any{"Web": "1G"}, CPU: map[string]any{"web": json.Number("1025")}},
+			map[string][]string{"memory": {msgLimitKey}, "cpu": {"CPU shares must be between 0 and 1024"}},
+		},
 		{ConfigChange{CPU: map[string]any{"web": json.Number("-1")}}, map[string][]string{"cpu": {"CPU shares must be an integer"}}},
 		{ConfigChange{Tags: map[string]any{"rack": "a b"}}, map[string][]string{"tags": {"Invalid tag value"}}},
 		{ConfigChange{Tags: map[string]any{"r1": nil}}, map[string][]string{"tags": {"Tag keys can only contain [a-z]"}}},
@@ -77,8 +85,10 @@ func TestConfigWith(t *testing.T) {
 }
 
 func TestText(t *testing.T) {
-	for in, want := range map[any]string{"x": "x", true: "True", json.Number("5000"): "5000", json.Number("1.0"): "1.0",
-		json.Number("1e3"): "1000.0", json.Number("0.1"): "0.1"} {
+	for in, want := range map[any]string{
+		"x": "x", true: "True", json.Number("5000"): "5000", json.Number("1.0"): "1.0",
+		json.Number("1e3"): "1000.0", json.Number("0.1"): "0.1",
+	} {
 		if got := Text(in); got != want {
 			t.Errorf("%v = %q, want %q", in, got, want)
 		}
@@ -156,8 +166,12 @@ func FuzzNewCertificate(f *testing.F) {
 func FuzzConfigWith(f *testing.F) {
 	f.Add("A", "1")
 	f.Fuzz(func(t *testing.T, key, value string) {
-		for _, change := range []ConfigChange{{Values: map[string]any{key: value}}, {Memory: map[string]any{key: value}},
-			{CPU: map[string]any{key: json.Number(value)}}, {Tags: map[string]any{key: value}}} {
+		for _, change := range []ConfigChange{
+			{Values: map[string]any{key: value}},
+			{Memory: map[string]any{key: value}},
+			{CPU: map[string]any{key: json.Number(value)}},
+			{Tags: map[string]any{key: value}},
+		} {
 			if _, err := (Config{}).With(change); err != nil && CodeOf(err) != Invalid {
 				t.Error(err)
 			}

@@ -227,8 +227,10 @@ func (w *world) addApp(uuid, id string) {
 
 func (w *world) addBuild(name string, procfile map[string]string) {
 	w.store.set(func() {
-		w.store.builds[name] = paas.Build{UUID: name, App: uuid, Image: "image-" + name, Digest: "sha256:" + name,
-			SHA: "abc", Procfile: procfile, Strategy: paas.StrategyDockerfile}
+		w.store.builds[name] = paas.Build{
+			UUID: name, App: uuid, Image: "image-" + name, Digest: "sha256:" + name,
+			SHA: "abc", Procfile: procfile, Strategy: paas.StrategyDockerfile,
+		}
 	})
 }
 

@@ -23,8 +23,10 @@ func TestDeploy(t *testing.T) {
 		w.addBuild("b2", map[string]string{"web": "serve", "worker": "work"})
 		w.start()
 		var said []string
-		r, release, err := w.do(Request{Kind: paas.RolloutDeploy, Build: "b1", Summary: "alice deployed b1",
-			Progress: func(line string) { said = append(said, line) }})
+		r, release, err := w.do(Request{
+			Kind: paas.RolloutDeploy, Build: "b1", Summary: "alice deployed b1",
+			Progress: func(line string) { said = append(said, line) },
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,15 +161,21 @@ func TestFailureKeepsTheOld(t *testing.T) {
 		texts   []string
 		within  time.Duration
 	}{
-		{"create", func(w *world) { w.engine.SetChaos(fake.Chaos{Create: 1}) },
-			[]string{"aborting, failed to create some containers\nw", "could not be created"}, time.Second},
+		{
+			"create", func(w *world) { w.engine.SetChaos(fake.Chaos{Create: 1}) },
+			[]string{"aborting, failed to create some containers\nw", "could not be created"},
+			time.Second,
+		},
 		{"image", func(w *world) {
 			w.engine.SetPrograms(func(engine.Process) (fake.Program, error) {
 				return fake.Program{}, fmt.Errorf("secret detail of the engine")
 			})
 		}, []string{"aborting, failed to create some containers\nw", "an internal error"}, time.Second},
-		{"start", func(w *world) { w.engine.SetChaos(fake.Chaos{Start: 1}) },
-			[]string{"aborting, failed to create some containers\nw", "could not be started", "It wrote nothing to its log."}, time.Second},
+		{
+			"start", func(w *world) { w.engine.SetChaos(fake.Chaos{Start: 1}) },
+			[]string{"aborting, failed to create some containers\nw", "could not be started", "It wrote nothing to its log."},
+			time.Second,
+		},
 		{"exit", func(w *world) {
 			w.engine.SetPrograms(func(p engine.Process) (fake.Program, error) {
 				var lines []fake.Line
@@ -279,7 +287,8 @@ func TestHealthCheckSettings(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addBuild("b1", map[string]string{"web": "serve", "worker": "work"})
 		w.addConfig("c2", paas.Config{Values: map[string]string{
-			"HEALTHCHECK_URL": "/up", "HEALTHCHECK_INITIAL_DELAY": "7", "HEALTHCHECK_TIMEOUT": "3"}})
+			"HEALTHCHECK_URL": "/up", "HEALTHCHECK_INITIAL_DELAY": "7", "HEALTHCHECK_TIMEOUT": "3",
+		}})
 		w.start()
 		began := time.Now()
 		w.engine.SetProbe(func(inst engine.Instance, c engine.Check) error {
@@ -369,12 +378,14 @@ func TestHangUp(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
 		defer cancel()
-		_, _, err := w.m.Do(ctx, Request{Kind: paas.RolloutDeploy, Build: "b1", App: paas.App{UUID: uuid},
+		_, _, err := w.m.Do(ctx, Request{
+			Kind: paas.RolloutDeploy, Build: "b1", App: paas.App{UUID: uuid},
 			Progress: func(string) {
 				if returned.Load() {
 					t.Error("progress after Do returned")
 				}
-			}})
+			},
+		})
 		returned.Store(true)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Do: %v", err)
@@ -651,8 +662,10 @@ func TestStopLeavesInstances(t *testing.T) {
 // Whatever the journal said when the controller died, the next one comes to the same end.
 func TestResume(t *testing.T) {
 	rollout := func(w *world) paas.Rollout {
-		r := paas.Rollout{App: uuid, Kind: paas.RolloutDeploy, Owner: "alice", Build: "b1", Config: "blog-c1",
-			Formation: map[string]int{"web": 2}, Version: 3}
+		r := paas.Rollout{
+			App: uuid, Kind: paas.RolloutDeploy, Owner: "alice", Build: "b1", Config: "blog-c1",
+			Formation: map[string]int{"web": 2}, Version: 3,
+		}
 		if err := w.store.BeginRollout(t.Context(), &r); err != nil {
 			w.Fatal(err)
 		}

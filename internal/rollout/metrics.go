@@ -24,12 +24,15 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		rollouts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "deis_rollouts_total", Help: "Rollouts by kind and outcome."}, []string{"kind", "outcome"}),
+			Name: "deis_rollouts_total", Help: "Rollouts by kind and outcome.",
+		}, []string{"kind", "outcome"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "deis_rollout_duration_seconds", Help: "Time from the start of a rollout to its end.",
-			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1200}}, []string{"kind"}),
+			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1200},
+		}, []string{"kind"}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "deis_set_restarts_total", Help: "Attempts to start ended or missing instances of a live set."}),
+			Name: "deis_set_restarts_total", Help: "Attempts to start ended or missing instances of a live set.",
+		}),
 		states: map[string]map[paas.InstanceState]int{},
 		desc: prometheus.NewDesc("deis_instances", "Instances that should run or are being started, by state.",
 			[]string{"state"}, nil),
@@ -76,8 +79,10 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.desc }
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, state := range []paas.InstanceState{paas.StateInitialized, paas.StateCreated, paas.StateUp,
-		paas.StateDown, paas.StateDestroyed, paas.StateCrashed, paas.StateError} {
+	for _, state := range []paas.InstanceState{
+		paas.StateInitialized, paas.StateCreated, paas.StateUp,
+		paas.StateDown, paas.StateDestroyed, paas.StateCrashed, paas.StateError,
+	} {
 		n := 0
 		for _, states := range m.states {
 			n += states[state]

@@ -83,8 +83,10 @@ func plan(r paas.Rollout, live []paas.Set) []paas.Set {
 	var sets []paas.Set
 	fresh := func(processType string, nums []int) {
 		if len(nums) > 0 {
-			sets = append(sets, paas.Set{App: r.App, Type: processType, Generation: r.ID,
-				Version: r.Version, Build: r.Build, Config: r.Config, Nums: nums})
+			sets = append(sets, paas.Set{
+				App: r.App, Type: processType, Generation: r.ID,
+				Version: r.Version, Build: r.Build, Config: r.Config, Nums: nums,
+			})
 		}
 	}
 	for processType, count := range r.Formation {

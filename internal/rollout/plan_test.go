@@ -83,23 +83,55 @@ func TestPlan(t *testing.T) {
 		live []paas.Set
 		want []paas.Set
 	}{
-		{"first deploy", paas.Rollout{Kind: paas.RolloutDeploy, Version: 2, Formation: counts{"web": 2, "worker": 0}}, nil,
-			[]paas.Set{set("web", 9, 2, 1, 2)}},
-		{"deploy replaces all", paas.Rollout{Kind: paas.RolloutDeploy, Version: 3, Formation: counts{"web": 4, "worker": 1}}, live,
-			[]paas.Set{set("web", 9, 3, 1, 2, 3, 4), set("worker", 9, 3, 1)}},
-		{"deploy drops a type", paas.Rollout{Kind: paas.RolloutRollback, Version: 3, Formation: counts{"web": 4}}, live,
-			[]paas.Set{set("web", 9, 3, 1, 2, 3, 4)}},
-		{"grow", paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 6, "worker": 1}}, live,
-			[]paas.Set{set("web", 3, 2, 1, 3), set("web", 5, 2, 2, 4), set("web", 9, 2, 5, 6), set("worker", 3, 2, 1)}},
-		{"shrink across generations", paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 2, "worker": 1}}, live,
-			[]paas.Set{set("web", 3, 2, 1), set("web", 5, 2, 2), set("worker", 3, 2, 1)}},
-		{"shrink to nothing", paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 0, "worker": 1}}, live,
-			[]paas.Set{set("worker", 3, 2, 1)}},
-		{"restart some", paas.Rollout{Kind: paas.RolloutRestart, Version: 2, Formation: counts{"web": 4, "worker": 1},
-			Restart: map[string][]int{"web": {2, 3}}}, live,
-			[]paas.Set{set("web", 3, 2, 1), set("web", 5, 2, 4), set("web", 9, 2, 2, 3), set("worker", 3, 2, 1)}},
-		{"restart what has gone", paas.Rollout{Kind: paas.RolloutRestart, Version: 2, Formation: counts{"web": 4, "worker": 1},
-			Restart: map[string][]int{"web": {7}}}, live, live},
+		{
+			"first deploy",
+			paas.Rollout{Kind: paas.RolloutDeploy, Version: 2, Formation: counts{"web": 2, "worker": 0}},
+			nil,
+			[]paas.Set{set("web", 9, 2, 1, 2)},
+		},
+		{
+			"deploy replaces all",
+			paas.Rollout{Kind: paas.RolloutDeploy, Version: 3, Formation: counts{"web": 4, "worker": 1}},
+			live,
+			[]paas.Set{set("web", 9, 3, 1, 2, 3, 4), set("worker", 9, 3, 1)},
+		},
+		{
+			"deploy drops a type",
+			paas.Rollout{Kind: paas.RolloutRollback, Version: 3, Formation: counts{"web": 4}},
+			live,
+			[]paas.Set{set("web", 9, 3, 1, 2, 3, 4)},
+		},
+		{
+			"grow",
+			paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 6, "worker": 1}},
+			live,
+			[]paas.Set{set("web", 3, 2, 1, 3), set("web", 5, 2, 2, 4), set("web", 9, 2, 5, 6), set("worker", 3, 2, 1)},
+		},
+		{
+			"shrink across generations",
+			paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 2, "worker": 1}},
+			live,
+			[]paas.Set{set("web", 3, 2, 1), set("web", 5, 2, 2), set("worker", 3, 2, 1)},
+		},
+		{
+			"shrink to nothing",
+			paas.Rollout{Kind: paas.RolloutScale, Version: 2, Formation: counts{"web": 0, "worker": 1}},
+			live,
+			[]paas.Set{set("worker", 3, 2, 1)},
+		},
+		{
+			"restart some",
+			paas.Rollout{
+				Kind: paas.RolloutRestart, Version: 2, Formation: counts{"web": 4, "worker": 1},
+				Restart: map[string][]int{"web": {2, 3}},
+			},
+			live,
+			[]paas.Set{set("web", 3, 2, 1), set("web", 5, 2, 4), set("web", 9, 2, 2, 3), set("worker", 3, 2, 1)},
+		},
+		{"restart what has gone", paas.Rollout{
+			Kind: paas.RolloutRestart, Version: 2, Formation: counts{"web": 4, "worker": 1},
+			Restart: map[string][]int{"web": {7}},
+		}, live, live},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -119,8 +151,11 @@ func TestPlan(t *testing.T) {
 }
 
 func TestRestartNums(t *testing.T) {
-	live := []paas.Set{{Type: "web", Generation: 1, Nums: []int{1, 3}}, {Type: "web", Generation: 2, Nums: []int{2}},
-		{Type: "worker", Generation: 1, Nums: []int{1}}}
+	live := []paas.Set{
+		{Type: "web", Generation: 1, Nums: []int{1, 3}},
+		{Type: "web", Generation: 2, Nums: []int{2}},
+		{Type: "worker", Generation: 1, Nums: []int{1}},
+	}
 	type m = map[string][]int
 	tests := []struct {
 		processType string
@@ -145,8 +180,10 @@ func TestSpec(t *testing.T) {
 	in := inputs{
 		app:   paas.App{UUID: "u", ID: "blog"},
 		build: paas.Build{Image: "i", Digest: "sha256:d", Procfile: map[string]string{"web": `serve "$PORT"`}},
-		config: paas.Config{Values: map[string]string{"A": "b"}, Memory: map[string]string{"web": "512M"},
-			CPU: map[string]int{"web": 300}},
+		config: paas.Config{
+			Values: map[string]string{"A": "b"}, Memory: map[string]string{"web": "512M"},
+			CPU: map[string]int{"web": 300},
+		},
 	}
 	got, err := in.spec(paas.Set{App: "u", Type: "web", Generation: 4, Version: 7, Nums: []int{1}})
 	if err != nil {
@@ -184,8 +221,11 @@ func TestHealthOf(t *testing.T) {
 	}{
 		{nil, health{check: engine.Check{Timeout: second}}, false},
 		{values{"HEALTHCHECK_URL": "/up"}, health{check: engine.Check{Path: "/up", Timeout: second}}, false},
-		{values{"HEALTHCHECK_URL": "up", "HEALTHCHECK_TIMEOUT": "3", "HEALTHCHECK_INITIAL_DELAY": "1.5"},
-			health{check: engine.Check{Path: "/up", Timeout: 3 * second}, delay: 3 * second / 2}, false},
+		{
+			values{"HEALTHCHECK_URL": "up", "HEALTHCHECK_TIMEOUT": "3", "HEALTHCHECK_INITIAL_DELAY": "1.5"},
+			health{check: engine.Check{Path: "/up", Timeout: 3 * second}, delay: 3 * second / 2},
+			false,
+		},
 		{values{"HEALTHCHECK_TIMEOUT": "soon"}, health{}, true},
 		{values{"HEALTHCHECK_TIMEOUT": "-1"}, health{}, true},
 		{values{"HEALTHCHECK_TIMEOUT": "NaN"}, health{}, true},

@@ -261,7 +261,8 @@ func (s *starter) awaitHealthy(ctx context.Context, inst engine.Instance) error 
 // poll asks until a check passes. It gives up after StartTimeout without progress,
 // of which the time is told by progress, and after maxStart in any case.
 func (s *starter) poll(ctx context.Context, inst engine.Instance, check engine.Check,
-	progress func(context.Context, engine.Instance) time.Time) error {
+	progress func(context.Context, engine.Instance) time.Time,
+) error {
 	began := time.Now()
 	limit, last := began.Add(s.m.opt.StartTimeout), began.Add(maxStart)
 	word := began.Add(sayAfter)

@@ -19,10 +19,12 @@ type metrics struct {
 func newMetrics() *metrics {
 	return &metrics{
 		retries: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "deis_router_retries_total", Help: "Requests sent to another instance after one failed."}),
+			Name: "deis_router_retries_total", Help: "Requests sent to another instance after one failed.",
+		}),
 		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "deis_router_wait_seconds", Help: "Time until an app's answer began.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}),
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}),
 	}
 }
 

@@ -406,7 +406,8 @@ func TestTrailersAndInformationalAnswers(t *testing.T) {
 					hints = append(hints, code)
 				}
 				return nil
-			}})
+			},
+		})
 		req, _ := http.NewRequestWithContext(ctx, "POST", scheme+"://a.test/", io.NopCloser(strings.NewReader("body")))
 		req.ContentLength = -1
 		req.Trailer = http.Header{"X-Up": {"sent"}}

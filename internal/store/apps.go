@@ -11,8 +11,10 @@ import (
 	"github.com/deis/deis/internal/paas"
 )
 
-const appColumns = "a.uuid, a.id, u.username, a.structure, a.created, a.updated"
-const appTables = "apps a JOIN users u ON u.id = a.owner_id"
+const (
+	appColumns = "a.uuid, a.id, u.username, a.structure, a.created, a.updated"
+	appTables  = "apps a JOIN users u ON u.id = a.owner_id"
+)
 
 func scanApp(row scanner) (a paas.App, err error) {
 	return a, row.Scan(&a.UUID, &a.ID, &a.Owner, encoded{&a.Structure}, (*stamp)(&a.Created), (*stamp)(&a.Updated))
@@ -216,8 +218,10 @@ func (s *Store) ConfigByUUID(ctx context.Context, uuid string) (paas.Config, err
 	return one(ctx, s.reads, s.scanConfig, "SELECT "+configColumns+" FROM configs c JOIN users u ON u.id = c.owner_id WHERE c.uuid = ?", uuid)
 }
 
-const buildColumns = `b.uuid, b.app, u.username, b.image, b.digest, b.sha, b.procfile, b.dockerfile, b.strategy, b.created, b.updated`
-const buildTables = "builds b JOIN users u ON u.id = b.owner_id"
+const (
+	buildColumns = `b.uuid, b.app, u.username, b.image, b.digest, b.sha, b.procfile, b.dockerfile, b.strategy, b.created, b.updated`
+	buildTables  = "builds b JOIN users u ON u.id = b.owner_id"
+)
 
 func scanBuild(row scanner) (b paas.Build, err error) {
 	return b, row.Scan(&b.UUID, &b.App, &b.Owner, &b.Image, &b.Digest, &b.SHA, encoded{&b.Procfile}, &b.Dockerfile, &b.Strategy,
@@ -266,8 +270,10 @@ func (s *Store) Builds(ctx context.Context, app string, p Page) (List[paas.Build
 	return page(ctx, s.reads, p, scanBuild, buildColumns, buildTables+" WHERE b.app = ?", "b.seq DESC", app)
 }
 
-const domainColumns = "d.app, u.username, d.name, d.created, d.updated"
-const domainTables = "domains d JOIN users u ON u.id = d.owner_id"
+const (
+	domainColumns = "d.app, u.username, d.name, d.created, d.updated"
+	domainTables  = "domains d JOIN users u ON u.id = d.owner_id"
+)
 
 func scanDomain(row scanner) (d paas.Domain, err error) {
 	return d, row.Scan(&d.App, &d.Owner, &d.Name, (*stamp)(&d.Created), (*stamp)(&d.Updated))

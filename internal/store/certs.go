@@ -9,8 +9,10 @@ import (
 	"github.com/deis/deis/internal/paas"
 )
 
-const certColumns = "c.id, u.username, c.common_name, c.chain, c.sealed, c.expires, c.created, c.updated"
-const certTables = "certificates c JOIN users u ON u.id = c.owner_id"
+const (
+	certColumns = "c.id, u.username, c.common_name, c.chain, c.sealed, c.expires, c.created, c.updated"
+	certTables  = "certificates c JOIN users u ON u.id = c.owner_id"
+)
 
 func (s *Store) scanCertificate(row scanner) (c paas.Certificate, err error) {
 	var sealed string

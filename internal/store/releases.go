@@ -3,17 +3,18 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
-	"encoding/json"
-
 	"github.com/deis/deis/internal/paas"
 )
 
-const releaseColumns = "r.uuid, r.app, u.username, r.version, r.summary, r.config, COALESCE(r.build, ''), r.created, r.updated"
-const releaseTables = "releases r JOIN users u ON u.id = r.owner_id"
+const (
+	releaseColumns = "r.uuid, r.app, u.username, r.version, r.summary, r.config, COALESCE(r.build, ''), r.created, r.updated"
+	releaseTables  = "releases r JOIN users u ON u.id = r.owner_id"
+)
 
 func scanRelease(row scanner) (r paas.Release, err error) {
 	return r, row.Scan(&r.UUID, &r.App, &r.Owner, &r.Version, &r.Summary, &r.Config, &r.Build, (*stamp)(&r.Created), (*stamp)(&r.Updated))
@@ -133,8 +134,10 @@ func (s *Store) FinishRollout(ctx context.Context, r paas.Rollout, live []paas.S
 		if err != nil {
 			return err
 		}
-		release, err = insertRelease(ctx, tx, owner, paas.Release{App: r.App, Owner: r.Owner, Version: r.Version,
-			Summary: r.Summary, Config: r.Config, Build: r.Build})
+		release, err = insertRelease(ctx, tx, owner, paas.Release{
+			App: r.App, Owner: r.Owner, Version: r.Version,
+			Summary: r.Summary, Config: r.Config, Build: r.Build,
+		})
 		return err
 	})
 	return release, err

@@ -272,7 +272,8 @@ type List[T any] struct {
 // page reads one page of "SELECT columns FROM from ORDER BY order". A page out
 // of range is NotFound; an empty list has one empty page.
 func page[T any](ctx context.Context, q querier, p Page, scan func(scanner) (T, error),
-	columns, from, order string, args ...any) (List[T], error) {
+	columns, from, order string, args ...any,
+) (List[T], error) {
 	var l List[T]
 	if err := q.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+from, args...).Scan(&l.Count); err != nil {
 		return l, fmt.Errorf("count: %w", err)

@@ -184,8 +184,10 @@ func TestRollouts(t *testing.T) {
 	}
 	begin := func() paas.Rollout {
 		t.Helper()
-		r := paas.Rollout{App: app.UUID, Owner: "alice", Kind: paas.RolloutDeploy, Build: b.UUID, Config: latest.Config, Version: 2,
-			Formation: map[string]int{"web": 1}, Restart: map[string][]int{"web": {1}}, Summary: "alice deployed x"}
+		r := paas.Rollout{
+			App: app.UUID, Owner: "alice", Kind: paas.RolloutDeploy, Build: b.UUID, Config: latest.Config, Version: 2,
+			Formation: map[string]int{"web": 1}, Restart: map[string][]int{"web": {1}}, Summary: "alice deployed x",
+		}
 		if err := s.BeginRollout(ctx, &r); err != nil {
 			t.Fatal(err)
 		}

@@ -229,8 +229,10 @@ func userID(ctx context.Context, tx *sql.Tx, username string) (string, error) {
 		"SELECT id FROM users WHERE username = ?", username)
 }
 
-const keyColumns = "k.uuid, u.username, k.id, k.public, k.fingerprint, k.created, k.updated"
-const keyTables = "keys k JOIN users u ON u.id = k.owner_id"
+const (
+	keyColumns = "k.uuid, u.username, k.id, k.public, k.fingerprint, k.created, k.updated"
+	keyTables  = "keys k JOIN users u ON u.id = k.owner_id"
+)
 
 func scanKey(row scanner) (k paas.Key, err error) {
 	return k, row.Scan(&k.UUID, &k.Owner, &k.ID, &k.Public, &k.Fingerprint, (*stamp)(&k.Created), (*stamp)(&k.Updated))

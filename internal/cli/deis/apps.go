@@ -178,8 +178,12 @@ func (c *cli) appInfo(ctx context.Context) error {
 	}
 	c.heading("%s Application", app)
 	c.table([][]string{
-		{"id:", info.ID}, {"url:", info.WebURL}, {"owner:", info.Owner},
-		{"created:", info.Created}, {"updated:", info.Updated}, {"uuid:", info.UUID},
+		{"id:", info.ID},
+		{"url:", info.WebURL},
+		{"owner:", info.Owner},
+		{"created:", info.Created},
+		{"updated:", info.Updated},
+		{"uuid:", info.UUID},
 	})
 	c.say("")
 	c.printProcesses(app, processes)

@@ -128,8 +128,10 @@ func (c *cli) findApp(ctx context.Context, s *session) (string, error) {
 		return "", fail("Which app? No git remote here belongs to "+s.Controller+".",
 			"deis <command> --app=<app>", "deis git:remote --app=<app>", "deis create")
 	}
-	return "", &failure{text: c.current + " is no app's name: those have only [a-z0-9-].",
-		next: []string{"deis apps"}, status: statusUsage}
+	return "", &failure{
+		text: c.current + " is no app's name: those have only [a-z0-9-].",
+		next: []string{"deis apps"}, status: statusUsage,
+	}
 }
 
 func remoteApp(all []remote, s *session) string {

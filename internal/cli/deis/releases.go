@@ -100,8 +100,13 @@ func (c *cli) releaseInfo(ctx context.Context, version int) error {
 	}
 	c.heading("%s Release v%d", app, r.Version)
 	c.table([][]string{
-		{"summary:", r.Summary}, {"owner:", r.Owner}, {"build:", build}, {"config:", r.Config},
-		{"created:", r.Created}, {"updated:", r.Updated}, {"uuid:", r.UUID},
+		{"summary:", r.Summary},
+		{"owner:", r.Owner},
+		{"build:", build},
+		{"config:", r.Config},
+		{"created:", r.Created},
+		{"updated:", r.Updated},
+		{"uuid:", r.UUID},
 	})
 	return nil
 }

@@ -177,8 +177,10 @@ func parseController(text string) (string, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Hostname() == "" || u.User != nil || (u.Scheme != "http" && u.Scheme != "https") {
-		return "", &failure{text: "That is not the address of a controller.",
-			next: []string{"deis login http://deis.example.com"}, status: statusUsage}
+		return "", &failure{
+			text: "That is not the address of a controller.",
+			next: []string{"deis login http://deis.example.com"}, status: statusUsage,
+		}
 	}
 	return u.Scheme + "://" + strings.ToLower(u.Host), nil
 }

@@ -122,8 +122,10 @@ func (s *stub) formation(a *stubApp) {
 	a.containers = []api.Container{}
 	for _, kind := range slices.Sorted(maps.Keys(a.Structure)) {
 		for n := range a.Structure[kind] {
-			a.containers = append(a.containers, api.Container{UUID: kind + strconv.Itoa(n+1), App: a.ID, Owner: a.Owner,
-				Release: "v" + strconv.Itoa(len(a.releases)), Type: kind, Num: n + 1, State: "up", Created: created, Updated: created})
+			a.containers = append(a.containers, api.Container{
+				UUID: kind + strconv.Itoa(n+1), App: a.ID, Owner: a.Owner,
+				Release: "v" + strconv.Itoa(len(a.releases)), Type: kind, Num: n + 1, State: "up", Created: created, Updated: created,
+			})
 		}
 	}
 }

@@ -214,10 +214,14 @@ func TestReasons(t *testing.T) {
 		{b.spec(appA, "exit", 1, []string{"/bin/sh", "-c", "exit 3"}), paas.StateCrashed, "exited with code 3"},
 		{b.spec(appA, "good", 1, []string{"/bin/true"}), paas.StateCrashed, "exited with code 0"},
 		{b.spec(appA, "segv", 1, []string{"/bin/sh", "-c", "sh -c 'kill -SEGV $$'; exit $?"}), paas.StateCrashed, "exited with code 139 (SIGSEGV)"},
-		{b.spec(appA, "none", 1, []string{"no-such-command"}), paas.StateCrashed,
-			`cannot start: exec: "no-such-command": executable file not found in $PATH`},
-		{b.spec(appA, "file", 1, []string{"/no/such/file"}), paas.StateCrashed,
-			`cannot start: exec: "/no/such/file": stat /no/such/file: no such file or directory`},
+		{
+			b.spec(appA, "none", 1, []string{"no-such-command"}), paas.StateCrashed,
+			`cannot start: exec: "no-such-command": executable file not found in $PATH`,
+		},
+		{
+			b.spec(appA, "file", 1, []string{"/no/such/file"}), paas.StateCrashed,
+			`cannot start: exec: "/no/such/file": stat /no/such/file: no such file or directory`,
+		},
 		{b.spec(appA, "noexec", 1, []string{"/etc"}), paas.StateCrashed, `cannot start: exec: "/etc": `},
 		{hog, paas.StateCrashed, "killed, because it used more memory than its limit; exited with code 137 (SIGKILL)"},
 	} {
@@ -275,7 +279,8 @@ func TestSandbox(t *testing.T) {
 		path := filepath.Join("/sys/fs/cgroup", controller, b.cgroup(id), name)
 		if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil { // version 2
 			path = filepath.Join("/sys/fs/cgroup", b.cgroup(id), map[string]string{
-				"memory.limit_in_bytes": "memory.max", "cpu.shares": "cpu.weight", "pids.max": "pids.max"}[name])
+				"memory.limit_in_bytes": "memory.max", "cpu.shares": "cpu.weight", "pids.max": "pids.max",
+			}[name])
 			want = strings.Replace(want, "256", "10", 1)
 		}
 		text, err := os.ReadFile(path)

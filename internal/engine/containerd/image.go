@@ -92,8 +92,10 @@ func (e *Engine) image(ctx context.Context, app string, p engine.Process) (*imag
 	}
 	content, err := ctd.NewImage(e.client, meta).Spec(ctx)
 	if err != nil {
-		return nil, &paas.Error{Code: paas.Unavailable, Err: err,
-			Message: fmt.Sprintf("image %s is incomplete or not made for this machine", p.Image)}
+		return nil, &paas.Error{
+			Code: paas.Unavailable, Err: err,
+			Message: fmt.Sprintf("image %s is incomplete or not made for this machine", p.Image),
+		}
 	}
 	img := &image{
 		name: meta.Name, meta: meta, config: content.Config,
@@ -154,8 +156,10 @@ func (e *Engine) pull(ctx context.Context, p engine.Process) (images.Image, erro
 		if ctx.Err() != nil {
 			return images.Image{}, errors.Join(ctx.Err(), err)
 		}
-		return images.Image{}, &paas.Error{Code: paas.Unavailable, Err: err,
-			Message: fmt.Sprintf("image %s is not on this machine and cannot be pulled: %v", p.Image, err)}
+		return images.Image{}, &paas.Error{
+			Code: paas.Unavailable, Err: err,
+			Message: fmt.Sprintf("image %s is not on this machine and cannot be pulled: %v", p.Image, err),
+		}
 	}
 	return got.Metadata(), nil
 }

@@ -78,8 +78,10 @@ func up(t *testing.T, e *fake.Engine) (list []engine.Instance) {
 	return list
 }
 
-var web = engine.SetSpec{SetKey: engine.SetKey{App: "u1", Type: "web", Generation: 1}, Nums: []int{1, 2},
-	Process: engine.Process{AppID: "blog", Version: 2, Image: "blog:v2"}}
+var web = engine.SetSpec{
+	SetKey: engine.SetKey{App: "u1", Type: "web", Generation: 1}, Nums: []int{1, 2},
+	Process: engine.Process{AppID: "blog", Version: 2, Image: "blog:v2"},
+}
 
 func TestChaos(t *testing.T) {
 	tests := []struct {
