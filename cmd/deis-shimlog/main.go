@@ -39,7 +39,7 @@ func main() {
 	ctx, cancel := context.WithCancel(context.Background())
 	context.AfterFunc(term, func() { time.AfterFunc(endGrace, cancel) })
 	ready := os.NewFile(5, "ready")
-	ready.Write([]byte{0})
+	_, _ = ready.Write([]byte{0})
 	ready.Close()
 	shimlog.Copy(ctx, os.Args[2], os.NewFile(3, "stdout"), os.NewFile(4, "stderr"))
 }

@@ -135,15 +135,6 @@ func refusing(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// set changes one route.
-func (r *running) set(t testing.TB, routes ...routerconf.Route) {
-	t.Helper()
-	next := r.table.status().Applied + 1
-	if err := r.table.apply(routerconf.Change{Generation: next, SetRoutes: routes}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // client reaches the router under every name: "http://any.host/".
 func (r *running) client(t testing.TB) *http.Client {
 	dial := func(addr string) func(context.Context, string, string) (net.Conn, error) {

@@ -81,7 +81,7 @@ func (c *cli) addKey(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	file := ""
+	var file string
 	if len(args) == 1 {
 		file = args[0]
 	} else if file, err = c.chooseKey(ctx); err != nil {

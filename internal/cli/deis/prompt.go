@@ -38,7 +38,7 @@ func (c *cli) askSecret(ctx context.Context, prompt string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the terminal's state: %w", err)
 	}
-	defer term.Restore(fd, state) // where ctx ends first, the terminal still hides what is typed
+	defer func() { _ = term.Restore(fd, state) }() // where ctx ends first, the terminal still hides what is typed
 	fmt.Fprint(c.err, prompt)
 	defer fmt.Fprintln(c.err)
 	return await(ctx, func() (string, error) {
