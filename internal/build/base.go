@@ -84,7 +84,7 @@ func BaseImages(ctx context.Context, cfg BaseConfig) error {
 	if err != nil {
 		return fmt.Errorf("containerd at %s: %w", cfg.ContainerdAddress, err)
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }()
 	im := importer{cfg: cfg, store: store, recipe: strings.TrimSpace(string(recipe)), layers: map[string]ocispec.Descriptor{}}
 	for _, name := range cfg.Images {
 		if err := im.image(ctx, name); err != nil {
@@ -151,7 +151,7 @@ func (im *importer) image(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	defer done(context.WithoutCancel(ctx))
+	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it expires by itself
 
 	var layers []ocispec.Descriptor
 	for _, layer := range spec.layers {

@@ -76,7 +76,7 @@ func (p *platform) shell(t *testing.T, config ocispec.Image, command string) str
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer snapshots.Remove(context.WithoutCancel(t.Context()), key)
+	defer func() { _ = snapshots.Remove(context.WithoutCancel(t.Context()), key) }()
 	out := ""
 	err = mount.WithTempMount(t.Context(), mounts, func(root string) error {
 		var err error
@@ -251,7 +251,7 @@ func TestRefusals(t *testing.T) {
 			if !ok || e.Code != paas.Invalid {
 				t.Fatalf("got %T %v", err, err)
 			}
-			if want, anywhere := strings.CutPrefix(tt.want, "..."); !strings.HasPrefix(e.Message, want) && !(anywhere && strings.Contains(e.Message, want)) {
+			if want, anywhere := strings.CutPrefix(tt.want, "..."); !strings.HasPrefix(e.Message, want) && (!anywhere || !strings.Contains(e.Message, want)) {
 				t.Errorf("got:  %q\nwant: %q", e.Message, tt.want)
 			}
 			if !strings.Contains(log, tt.log) || strings.ContainsRune(log+e.Message, '\x1b') {
@@ -331,8 +331,8 @@ func TestRestarts(t *testing.T) {
 	}
 	must(1)
 
-	p.containerd.Process.Kill()
-	p.containerd.Wait()
+	_ = p.containerd.Process.Kill()
+	_ = p.containerd.Wait()
 	if err := p.startContainerd(); err != nil {
 		t.Fatal(err)
 	}
@@ -350,8 +350,8 @@ func TestRestarts(t *testing.T) {
 		result <- err
 	}()
 	<-begun
-	p.buildkitd.Process.Kill()
-	p.buildkitd.Wait()
+	_ = p.buildkitd.Process.Kill()
+	_ = p.buildkitd.Wait()
 	if err := <-result; paas.CodeOf(err) != paas.Unavailable {
 		t.Errorf("build on a killed BuildKit ended with %v", err)
 	}

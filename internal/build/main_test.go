@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -75,7 +76,7 @@ func TestMain(m *testing.M) {
 
 func startPlatform() (_ *platform, err error) {
 	p := &platform{}
-	if p.dir, err = os.MkdirTemp("", "b"); err != nil {
+	if p.dir, err = os.MkdirTemp("", "deis-build-"); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -118,13 +119,13 @@ func (p *platform) startContainerd() error {
 		return err
 	}
 	defer log.Close()
-	p.containerd = exec.Command("containerd", "--config", config)
+	p.containerd = exec.CommandContext(context.Background(), "containerd", "--config", config)
 	p.containerd.Stdout, p.containerd.Stderr = log, log
 	if err := startBound(p.containerd); err != nil {
 		return err
 	}
 	for range 200 {
-		if c, err := net.Dial("unix", p.socket); err == nil {
+		if c, err := new(net.Dialer).DialContext(context.Background(), "unix", p.socket); err == nil {
 			return c.Close()
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -155,30 +156,29 @@ func (p *platform) startBuildkit() error {
 	if err != nil {
 		return err
 	}
-	p.buildkitd = exec.Command(self, "--root", p.dir, "--buildkit-address", p.buildkit, "--containerd-address", p.socket, "--log-level", "warn")
+	p.buildkitd = exec.CommandContext(context.Background(), self, "--root", p.dir, "--buildkit-address", p.buildkit, "--containerd-address", p.socket, "--log-level", "warn")
 	p.buildkitd.Env = append(os.Environ(), roleEnv+"=1")
 	p.buildkitd.Stdout, p.buildkitd.Stderr = log, log
 	return startBound(p.buildkitd)
 }
 
 func (p *platform) stopBuildkit() error {
-	p.buildkitd.Process.Signal(syscall.SIGTERM)
-	return p.buildkitd.Wait()
+	return errors.Join(p.buildkitd.Process.Signal(syscall.SIGTERM), p.buildkitd.Wait())
 }
 
 func (p *platform) close() {
 	if p.builder != nil {
-		p.builder.Close()
+		_ = p.builder.Close()
 	}
 	if p.buildkitd != nil {
-		p.stopBuildkit()
+		_ = p.stopBuildkit()
 	}
 	if n, err := hostnet.Open(hostnet.Options{Name: "deis" + p.id + "b", Dir: filepath.Join(p.dir, "cni")}); err == nil {
-		n.Remove(context.Background())
+		_ = n.Remove(context.Background())
 	}
 	if p.containerd != nil {
-		p.containerd.Process.Signal(syscall.SIGTERM)
-		p.containerd.Wait()
+		_ = p.containerd.Process.Signal(syscall.SIGTERM)
+		_ = p.containerd.Wait()
 	}
 	if p.dir != "" {
 		os.RemoveAll(p.dir)
@@ -191,7 +191,7 @@ func (p *platform) client(t *testing.T) *containerd.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -210,7 +210,7 @@ func newRepo(t testing.TB) *repo {
 
 func (r *repo) git(stdin string, args ...string) string {
 	r.t.Helper()
-	cmd := exec.Command("git", append([]string{"--git-dir", r.dir}, args...)...)
+	cmd := exec.CommandContext(r.t.Context(), "git", append([]string{"--git-dir", r.dir}, args...)...)
 	cmd.Env = append(os.Environ(), "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b",
 		"GIT_INDEX_FILE="+filepath.Join(r.dir, "index"))
 	cmd.Stdin = strings.NewReader(stdin)
@@ -250,7 +250,7 @@ func (r *repo) open(commit string) *build.Tree {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(func() { tree.Close() })
+	r.t.Cleanup(tree.Close)
 	return tree
 }
 
@@ -264,6 +264,6 @@ func (p *platform) buildApp(t *testing.T, r *repo, app string, files map[string]
 
 // runIn runs a shell command with its root in a directory.
 func runIn(root, command string) (string, error) {
-	out, err := exec.Command("chroot", root, "/bin/sh", "-c", command).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), "chroot", root, "/bin/sh", "-c", command).CombinedOutput()
 	return strings.TrimSuffix(string(out), "\n"), err
 }

@@ -22,6 +22,8 @@ import (
 
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
+
+	"github.com/deis/deis/internal/paas"
 )
 
 // Limits on a pushed tree. They bound our memory, not the user: a file takes
@@ -211,8 +213,11 @@ func (t *Tree) readLinks() error {
 // noteLFS notes files that are only pointers of Git LFS, where .gitattributes say that there are some.
 func (t *Tree) noteLFS() error {
 	attributes, err := t.ReadFile(".gitattributes", maxAttributes)
-	if err != nil || !bytes.Contains(attributes, []byte("filter=lfs")) {
+	if errors.Is(err, fs.ErrNotExist) || paas.CodeOf(err) == paas.Invalid { // none, or too large to be one
 		return nil
+	}
+	if err != nil || !bytes.Contains(attributes, []byte("filter=lfs")) {
+		return err
 	}
 	count, first := 0, ""
 	for _, e := range t.entries {
@@ -300,11 +305,11 @@ func (t *Tree) Walk(ctx context.Context, target string, fn fs.WalkDirFunc) error
 			return err
 		}
 		switch err := fn(e.path, &fsutil.DirEntryInfo{Stat: e.stat()}, nil); {
-		case err == fs.SkipAll:
+		case errors.Is(err, fs.SkipAll):
 			return nil
-		case err == fs.SkipDir && e.mode == gitTree:
+		case errors.Is(err, fs.SkipDir) && e.mode == gitTree:
 			skip = e.path + "/"
-		case err == fs.SkipDir: // of a file: the rest of its directory
+		case errors.Is(err, fs.SkipDir): // of a file: the rest of its directory
 			if dir := path.Dir(e.path); dir != "." {
 				skip = dir + "/"
 				continue
@@ -328,7 +333,7 @@ func (t *Tree) Open(name string) (io.ReadCloser, error) {
 }
 
 // Close ends the git process.
-func (t *Tree) Close() error { return t.objects.close() }
+func (t *Tree) Close() { t.objects.close() }
 
 func (e *entry) stat() *types.Stat {
 	st := &types.Stat{Path: e.path, Size: e.size, Linkname: e.link, ModTime: modTime(e.hash)}
@@ -417,11 +422,11 @@ func (o *objectReader) request(hash string) (int64, error) {
 	return size, o.err
 }
 
-func (o *objectReader) close() error {
-	o.in.Close()
-	o.cmd.Process.Kill()
-	o.cmd.Wait() // killed: its status says nothing
-	return nil
+// close ends the process. Having killed it, there is nothing to learn from errors.
+func (o *objectReader) close() {
+	_ = o.in.Close()
+	_ = o.cmd.Process.Kill()
+	_ = o.cmd.Wait()
 }
 
 type blob struct {

@@ -96,7 +96,7 @@ func TestTreeWalkSkips(t *testing.T) {
 			}
 			return nil
 		})
-		if strings.Join(got, " ") != tt.want || (tt.err == context.Canceled) != (err != nil) {
+		if strings.Join(got, " ") != tt.want || errors.Is(tt.err, context.Canceled) != (err != nil) {
 			t.Errorf("%v at %s: got %q, %v", tt.err, tt.at, got, err)
 		}
 	}
@@ -130,7 +130,9 @@ func TestTreeReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	io.ReadFull(f, make([]byte, 10))
+	if _, err := io.ReadFull(f, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
 	f.Close()
 	f.Close()
 	if got, err := tree.ReadFile("link", 100); err != nil || string(got) != "content" {
@@ -200,7 +202,7 @@ func TestTreeInQuarantine(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(target.dir, "hooks", "pre-receive"), []byte(hook), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	push := exec.Command("git", "--git-dir", source.dir, "push", "--quiet", target.dir, "main")
+	push := exec.CommandContext(t.Context(), "git", "--git-dir", source.dir, "push", "--quiet", target.dir, "main")
 	var output bytes.Buffer
 	push.Stderr = &output
 	if err := push.Start(); err != nil {

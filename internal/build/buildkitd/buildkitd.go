@@ -272,7 +272,10 @@ func (s *Server) newController(ctx context.Context) (*control.Controller, error)
 // and returns nil. It returns an error when containerd stays away for longer
 // than a restart takes. A Server serves once.
 func (s *Server) Serve(ctx context.Context) error {
-	defer s.close()
+	defer func() {
+		s.close() // gives up the namespaces in reserve, the network's last members
+		s.removeNetwork()
+	}()
 	srv := grpc.NewServer(
 		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
@@ -299,6 +302,19 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.cfg.Log.Info("BuildKit serves", "version", version.Version, "address", s.cfg.Listener.Addr().String(),
 		"containerd", s.cfg.ContainerdAddress, "namespace", s.cfg.Namespace, "max_cache", s.cfg.MaxCache)
 	return group.Wait()
+}
+
+// removeNetwork takes the network of RUN steps from the host: nothing can use it
+// while the role is down. The next one makes the same again.
+func (s *Server) removeNetwork() {
+	if s.cfg.Network == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	if err := s.cfg.Network.Remove(ctx); err != nil {
+		s.cfg.Log.Warn("the builds' network was not removed", "error", err.Error())
+	}
 }
 
 // watchContainerd returns an error when containerd has not answered for containerdLost.
@@ -336,16 +352,20 @@ func (s *Server) Health() error {
 	return nil
 }
 
-// close is safe on a half-opened Server. Errors have nobody to act on them:
-// the databases are crash-safe.
+// close is safe on a half-opened Server. The databases are crash-safe, so
+// nobody needs to act on its errors.
 func (s *Server) close() {
+	var errs []error
 	if s.controller != nil {
-		s.controller.Close()
+		errs = append(errs, s.controller.Close())
 	}
 	if s.containerd != nil {
-		s.containerd.Close()
+		errs = append(errs, s.containerd.Close())
 	}
 	if s.lock != nil {
-		s.lock.Close()
+		errs = append(errs, s.lock.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.cfg.Log.Warn("closing", "error", err.Error())
 	}
 }

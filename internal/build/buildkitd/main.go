@@ -2,8 +2,6 @@ package buildkitd
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -33,7 +31,7 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	if err != nil {
 		return err
 	}
-	id := platformID(root)
+	id := daemon.PlatformID(root)
 	network, err := hostnet.Open(hostnet.Options{
 		Name: "deis" + id + "b",
 		Dir:  filepath.Join(root, "cni"),
@@ -63,12 +61,6 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	group.Go(func() error { return s.Serve(ctx) })
 	group.Go(func() error { return d.ServeAdmin(ctx, s.Health) })
 	return group.Wait()
-}
-
-// platformID is the short name of the platform below root in namespaces,
-// bridges and cgroups that platforms on one host share.
-func platformID(root string) string {
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
 }
 
 func socketPath(address, fallback string) string {
