@@ -21,7 +21,7 @@ type user struct {
 	home string
 }
 
-func (p *platform) newUser(t *testing.T, name string) *user {
+func (p *platform) newUser(t testing.TB, name string) *user {
 	t.Helper()
 	u := &user{p: p, home: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(u.home, ".ssh"), 0o700); err != nil {
@@ -51,7 +51,7 @@ func (u *user) run(ctx context.Context, dir, name string, args ...string) (strin
 	return string(out), err
 }
 
-func (u *user) must(t *testing.T, dir, name string, args ...string) string {
+func (u *user) must(t testing.TB, dir, name string, args ...string) string {
 	t.Helper()
 	out, err := u.run(t.Context(), dir, name, args...)
 	if err != nil {
@@ -61,7 +61,7 @@ func (u *user) must(t *testing.T, dir, name string, args ...string) string {
 }
 
 // newApp makes a repository with the tests' app and creates the app.
-func (u *user) newApp(t *testing.T, app string) (dir string) {
+func (u *user) newApp(t testing.TB, app string) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), app)
 	if err := copyTestApp(dir); err != nil {
@@ -75,7 +75,7 @@ func (u *user) newApp(t *testing.T, app string) (dir string) {
 }
 
 // push commits a new message and pushes it.
-func (u *user) push(t *testing.T, dir, message string) {
+func (u *user) push(t testing.TB, dir, message string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, "message"), []byte(message), 0o644); err != nil {
 		t.Fatal(err)

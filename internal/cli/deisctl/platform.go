@@ -208,6 +208,9 @@ disabled_plugins = [
   "io.containerd.internal.v1.tracing",
 ]
 
+[debug]
+  level = "warn"
+
 [grpc]
   address = %q
 
