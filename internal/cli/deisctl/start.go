@@ -134,11 +134,13 @@ func (s *settings) supervise(ctx context.Context, out io.Writer) error {
 	err = sup.WaitHealthy(ctx, startTimeout, func(st supervisor.Status) {
 		fmt.Fprintf(out, "       %-11s %s  (%.1f s)\n", st.Name, st.Address, time.Since(began).Seconds())
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		p.printAddresses(out)
+	case ctx.Err() == nil:
 		sup.Stop(func(string) {})
 		return err
 	}
-	p.printAddresses(out)
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out, "-----> Stopping; the apps go on running")
