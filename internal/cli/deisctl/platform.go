@@ -266,13 +266,20 @@ func healthz(ctx context.Context, addr string) error {
 	return nil
 }
 
-// removeInstances stops and removes all that the platform runs.
+// removeInstances stops and removes all that the platform runs. What the program
+// says goes to the controller's log.
 func (p *platform) removeInstances(ctx context.Context, out io.Writer) error {
+	log, err := os.OpenFile(p.logFile("controller"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, "controller"), "remove-instances")
 	cmd.Env = append(slices.Clone(p.env), "DEIS_ROOT="+p.Root, "DEIS_ENGINE="+p.Engine, "DEIS_CONTAINERD_ADDRESS="+p.containerd())
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the apps' instances were not all removed: %w", err)
+		return fmt.Errorf("the apps' instances were not all removed (%w):\n%s", err, tail(p.logFile("controller"), 5))
 	}
+	fmt.Fprintln(out, "       the apps' instances stopped")
 	return nil
 }
