@@ -33,6 +33,7 @@ func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 	cfg := build.BaseConfig{Log: func(line string) { fmt.Println(line) }}
 	d.String(&root, "root", "/var/lib/deis", "`directory` of the platform's state")
 	d.String(&cfg.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default ROOT/run/containerd.sock)")
+	d.String(&cfg.Namespace, "containerd-namespace", "", "containerd's `namespace` of the platform (default deis-ID)")
 	d.String(&cfg.Cache, "cache", "", "`directory` of the layers, which platforms may share (default ROOT/cache/base)")
 	if err := parse(d, args, &root); err != nil {
 		return err
@@ -44,7 +45,9 @@ func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 		cfg.ContainerdAddress = filepath.Join(root, "run", "containerd.sock")
 	}
 	cfg.ContainerdAddress = strings.TrimPrefix(cfg.ContainerdAddress, "unix://")
-	cfg.Namespace = "deis-" + daemon.PlatformID(root)
+	if cfg.Namespace == "" {
+		cfg.Namespace = "deis-" + daemon.PlatformID(root)
+	}
 	return build.BaseImages(ctx, cfg)
 }
 

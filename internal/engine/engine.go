@@ -54,8 +54,8 @@ type Engine interface {
 	Probe(ctx context.Context, inst Instance, check Check) error
 
 	// Logs calls yield for the last n lines of an app, oldest first, of all its instances that
-	// are or were. With follow it then goes on with new lines until ctx ends.
-	// yield's error ends the call and is returned.
+	// are or were. With follow it then calls it with the zero LogLine, once, and goes on
+	// with new lines until ctx ends. yield's error ends the call and is returned.
 	Logs(ctx context.Context, app string, n int, follow bool, yield func(LogLine) error) error
 
 	// Run runs a one-off process to its end and returns its exit code. Nothing
@@ -112,7 +112,11 @@ type Instance struct {
 	// Address is host:port; empty unless State is up.
 	Address string
 	// Reason explains crashed and error, in words for the user.
-	Reason  string
+	Reason string
+	// Excused says that this instance is crashed because the engine did not start it, not
+	// because its process ended, and that this is worth a warning only (contract 7, step 4). Engines that
+	// run processes never set it: there, what does not start fails its rollout.
+	Excused bool
 	Started time.Time
 }
 
@@ -140,6 +144,24 @@ type Job struct {
 	App     string // app UUID
 	Num     int
 	Process Process
-	Stdin   io.Reader // may be nil
-	Output  io.Writer // stdout and stderr together
+	// Stdin's end is passed on, but for a terminal's, where it must be typed; nil
+	// is an empty one. A Read may go on after Run has returned: whoever gives it ends it.
+	Stdin io.Reader
+	// Stdout and Stderr get what the process writes; without Stderr, Stdout gets
+	// both. There is one Write at a time to the two of them, and none once
+	// Run has returned; so a Write must not outlast Run's context by much.
+	Stdout, Stderr io.Writer
+	// Terminal, if there is one, is where the process reads and writes. Its
+	// output goes to Stdout, line ends included as a terminal makes them.
+	Terminal *Terminal
 }
+
+// Terminal describes a terminal that a process is given.
+type Terminal struct {
+	Size WindowSize
+	// Resize carries the sizes that it has later. It may be nil and need not be closed.
+	Resize <-chan WindowSize
+}
+
+// WindowSize is in characters.
+type WindowSize struct{ Columns, Rows uint16 }

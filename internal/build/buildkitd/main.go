@@ -18,11 +18,12 @@ var metadataService = netip.MustParsePrefix("169.254.169.254/32")
 // Main is the role as a daemon: it declares the settings root,
 // buildkit-address, containerd-address and build-cache, and serves until ctx ends.
 func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
-	var root, address, containerdAddress string
+	var root, address, containerdAddress, namespace string
 	var maxCache int64
 	d.String(&root, "root", "/var/lib/deis", "`directory` of all state of the platform")
 	d.String(&address, "buildkit-address", "", "`path` of the socket to serve on (default ROOT/run/buildkitd.sock)")
 	d.String(&containerdAddress, "containerd-address", "", "`path` of containerd's socket (default ROOT/run/containerd.sock)")
+	d.String(&namespace, "containerd-namespace", "", "containerd's `namespace` of the platform (default deis-ID)")
 	d.Bytes(&maxCache, "build-cache", "10G", "bound of the build cache")
 	if _, err := d.Parse(args); err != nil {
 		return err
@@ -32,6 +33,9 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 		return err
 	}
 	id := daemon.PlatformID(root)
+	if namespace == "" {
+		namespace = "deis-" + id
+	}
 	network, err := hostnet.Open(hostnet.Options{
 		Name: "deis" + id + "b",
 		Dir:  filepath.Join(root, "cni"),
@@ -48,7 +52,7 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 		Root:              filepath.Join(root, "buildkit"),
 		Listener:          listener,
 		ContainerdAddress: socketPath(containerdAddress, filepath.Join(root, "run", "containerd.sock")),
-		Namespace:         "deis-" + id,
+		Namespace:         namespace,
 		CgroupParent:      "/deis-" + id + "/build",
 		Network:           network,
 		MaxCache:          maxCache,

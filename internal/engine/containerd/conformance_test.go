@@ -169,6 +169,7 @@ func TestConformance(t *testing.T) {
 		Crash:        sh(`echo last words; exit 3`),
 		Short:        sh(`sleep 0.5; exit 0`),
 		Job:          sh(`echo "$GREETING"; cat; echo oops >&2; exit 3`),
+		Terminal:     []string{"/bin/sh", "-c", `[ -t 0 ] && [ -t 1 ] && [ -t 2 ] || exit 5; while read -r line; do [ "$line" = end ] && exit 4; stty size; done`},
 		Sleep:        sleepCmd,
 		Leftovers:    b.leftovers,
 	})

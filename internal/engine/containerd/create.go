@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -78,7 +79,7 @@ type created struct {
 // create makes all of a container but lets its process wait. The network is set
 // up at the same time as the rest, since both take long. When it fails, the
 // caller discards what is there.
-func (e *Engine) create(ctx context.Context, img *image, r record, process engine.Process, streams cio.Creator) (*created, error) {
+func (e *Engine) create(ctx context.Context, img *image, r record, process engine.Process, streams cio.Creator, more ...oci.SpecOpts) (*created, error) {
 	e.setBusy(r.ID, r.App, paas.StateCreated)
 	port, err := choosePort(process.Env, img.config)
 	if err != nil {
@@ -103,7 +104,7 @@ func (e *Engine) create(ctx context.Context, img *image, r record, process engin
 		}
 		attached <- err
 	}()
-	made.task, err = e.newTask(ctx, img, r, process, streams)
+	made.task, err = e.newTask(ctx, img, r, process, streams, more...)
 	if reason := startFailure(err); reason != "" {
 		made.failed, err = reason, nil
 	}
@@ -124,7 +125,7 @@ func (c *created) start(ctx context.Context) error {
 }
 
 // newTask makes snapshot, record and waiting process.
-func (e *Engine) newTask(ctx context.Context, img *image, r record, process engine.Process, streams cio.Creator) (ctd.Task, error) {
+func (e *Engine) newTask(ctx context.Context, img *image, r record, process engine.Process, streams cio.Creator, more ...oci.SpecOpts) (ctd.Task, error) {
 	if err := e.prepare(ctx, img, r.ID); err != nil {
 		return nil, err
 	}
@@ -136,7 +137,7 @@ func (e *Engine) newTask(ctx context.Context, img *image, r record, process engi
 		Snapshotter: snapshotter,
 		SnapshotKey: r.ID,
 	}
-	spec, err := e.spec(ctx, img, r, process, &c)
+	spec, err := e.spec(ctx, img, r, process, &c, more...)
 	if err != nil {
 		return nil, err
 	}

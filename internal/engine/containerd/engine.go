@@ -50,7 +50,7 @@ const (
 	cleanupTime = 30 * time.Second
 )
 
-// Options say where things are. All but CNIPluginDirs, Deny and Metrics are required.
+// Options say where things are. All but Namespace, CNIPluginDirs, Deny and Metrics are required.
 type Options struct {
 	// Address is the path of containerd's socket.
 	Address string
@@ -59,6 +59,9 @@ type Options struct {
 	// PlatformID is the platform's short id: up to 8 of a-z and 0-9. It names
 	// the containerd namespace, the bridge and the parent of the control groups.
 	PlatformID string
+	// Namespace is containerd's; default deis-<PlatformID>. It belongs to one
+	// platform and to the BuildKit that builds for it.
+	Namespace string
 	// ShimLog is the path of the program deis-shimlog.
 	ShimLog string
 	// CNIPluginDirs defaults to hostnet.DefaultPluginDirs.
@@ -110,7 +113,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	e := &Engine{
 		opts:     opts,
-		ns:       "deis-" + opts.PlatformID,
+		ns:       cmp.Or(opts.Namespace, "deis-"+opts.PlatformID),
 		notes:    map[string]*note{},
 		creating: make(chan struct{}, 2*runtime.NumCPU()),
 		metrics:  newMetrics(),

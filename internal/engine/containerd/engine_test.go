@@ -83,7 +83,7 @@ func (b *bench) serves(inst engine.Instance) {
 func (b *bench) output(process engine.Process) string {
 	b.t.Helper()
 	var out bytes.Buffer
-	if _, err := b.Run(b.t.Context(), engine.Job{App: appA, Num: 1, Process: process, Output: &out}); err != nil {
+	if _, err := b.Run(b.t.Context(), engine.Job{App: appA, Num: 1, Process: process, Stdout: &out}); err != nil {
 		b.t.Fatal(err)
 	}
 	return out.String()
@@ -252,7 +252,7 @@ func TestReasons(t *testing.T) {
 	}
 	var out bytes.Buffer
 	job := b.spec(appA, "", 1, []string{"no-such-command"}).Process
-	if code, err := b.Run(t.Context(), engine.Job{App: appA, Process: job, Output: &out}); code != 127 || err != nil || !strings.Contains(out.String(), "not found") {
+	if code, err := b.Run(t.Context(), engine.Job{App: appA, Process: job, Stdout: &out}); code != 127 || err != nil || !strings.Contains(out.String(), "not found") {
 		t.Errorf("one-off without command: %d, %v, %q", code, err, out.String())
 	}
 	bad := b.spec(appB, "web", 1, serveCmd)
@@ -325,7 +325,7 @@ func TestSandbox(t *testing.T) {
 		}
 	}
 	b.daemon.Import(b.ns, containerdtest.Image{Name: "docker.io/library/nouser:latest", Config: ocispec.ImageConfig{User: "ghost", Cmd: []string{"true"}}})
-	_, err := b.Run(t.Context(), engine.Job{App: appA, Process: engine.Process{Image: "nouser"}, Output: io.Discard})
+	_, err := b.Run(t.Context(), engine.Job{App: appA, Process: engine.Process{Image: "nouser"}, Stdout: io.Discard})
 	if paas.CodeOf(err) != paas.Invalid {
 		t.Errorf("image with an unknown user: %v", err)
 	}
@@ -622,7 +622,7 @@ func TestImages(t *testing.T) {
 		t.Errorf("the new image: %q", out)
 	}
 	process.Digest = digest.FromString("nothing").String()
-	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: process, Output: io.Discard}); paas.CodeOf(err) != paas.Unavailable {
+	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: process, Stdout: io.Discard}); paas.CodeOf(err) != paas.Unavailable {
 		t.Errorf("an image that never was: %v", err)
 	}
 
@@ -644,11 +644,11 @@ func TestImages(t *testing.T) {
 		t.Errorf("pulled by digest: %q", out)
 	}
 	pulled = engine.Process{Image: registry.host + "/some/other:v1"}
-	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: pulled, Output: io.Discard}); paas.CodeOf(err) != paas.Unavailable {
+	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: pulled, Stdout: io.Discard}); paas.CodeOf(err) != paas.Unavailable {
 		t.Errorf("an image that the registry has not: %v", err)
 	}
 	pulled.Image = "No Reference"
-	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: pulled, Output: io.Discard}); paas.CodeOf(err) != paas.Invalid {
+	if _, err := b.Run(t.Context(), engine.Job{App: appA, Process: pulled, Stdout: io.Discard}); paas.CodeOf(err) != paas.Invalid {
 		t.Errorf("a bad reference: %v", err)
 	}
 	b.clean()

@@ -172,6 +172,9 @@ func (e *Engine) Logs(ctx context.Context, app string, n int, follow bool, yield
 	}
 	sortLines(lines)
 	lines = lines[max(0, len(lines)-max(n, 0)):]
+	if follow {
+		lines = append(lines, engine.LogLine{})
+	}
 	for {
 		for _, l := range lines {
 			if err := ctx.Err(); err != nil {

@@ -11,7 +11,11 @@ import (
 	"time"
 
 	ctd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/deis/deis/internal/engine"
 )
@@ -44,26 +48,23 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 func (e *Engine) discardJob(ctx context.Context, r record) error {
 	ctx, cancel := cleanup(e.in(ctx))
 	defer cancel()
-	return e.removeAll(ctx, []record{r}, jobGrace)
+	return again(ctx, func(ctx context.Context) error { return e.removeAll(ctx, []record{r}, jobGrace) })
 }
 
 func (e *Engine) runJob(ctx context.Context, img *image, r record, job engine.Job) (int, error) {
-	output := &lockedWriter{w: job.Output}
-	var stdin io.Reader
-	input := &inputEnd{r: job.Stdin, ended: make(chan struct{})}
-	if job.Stdin != nil {
-		stdin = input
-	}
-	streams := cio.NewCreator(cio.WithStreams(stdin, output, output), cio.WithFIFODir(filepath.Join(e.instanceDir(r.ID), "fifo")))
-	made, err := e.create(ctx, img, r, job.Process, streams)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	out := &output{stdout: job.Stdout, stderr: job.Stderr}
+	defer out.close()
+	in := &input{r: job.Stdin, terminal: job.Terminal != nil, ended: make(chan struct{}), done: ctx.Done()}
+	made, err := e.create(ctx, img, r, job.Process, e.streams(r, job, in, out), terminalSpec(job.Terminal)...)
 	if err != nil {
 		return 0, err
 	}
 	if made.failed != "" {
-		fmt.Fprintln(output, made.failed)
+		fmt.Fprintln(out, made.failed)
 		return exitNotStarted, nil
 	}
-	// After this nobody writes to the caller's writer any more.
 	defer func() { made.task.IO().Cancel(); made.task.IO().Close() }()
 	exit, err := made.task.Wait(ctx)
 	if err != nil {
@@ -72,64 +73,145 @@ func (e *Engine) runJob(ctx context.Context, img *image, r record, job engine.Jo
 	if err := made.start(ctx); err != nil {
 		return 0, err
 	}
-	go closeInput(ctx, made.task, input)
-	select {
-	case status := <-exit:
-		code, _, err := status.Result()
-		if err != nil {
-			return 0, wrap(native(err), "wait for the one-off")
+	go in.passEnd(ctx, made.task)
+	if job.Terminal != nil {
+		go resize(ctx, made.task, job.Terminal.Resize)
+	}
+	code, err := awaitExit(ctx, made.task, exit)
+	if err != nil {
+		return 0, err
+	}
+	made.task.IO().Wait()
+	return code, nil
+}
+
+// streams are FIFOs, copied by goroutines of this process.
+func (e *Engine) streams(r record, job engine.Job, in *input, out *output) cio.Creator {
+	var stdin io.Reader
+	if job.Stdin != nil {
+		stdin = in
+	}
+	opts := []cio.Opt{
+		cio.WithStreams(stdin, out, (*errorOutput)(out)),
+		cio.WithFIFODir(filepath.Join(e.instanceDir(r.ID), "fifo")),
+	}
+	if job.Terminal != nil {
+		opts = append(opts, cio.WithTerminal)
+	}
+	return cio.NewCreator(opts...)
+}
+
+// terminalSpec gives the process a terminal of the right size from the start.
+func terminalSpec(t *engine.Terminal) []oci.SpecOpts {
+	if t == nil {
+		return nil
+	}
+	return []oci.SpecOpts{func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+		s.Process.Terminal = true
+		s.Process.ConsoleSize = &specs.Box{Width: uint(t.Size.Columns), Height: uint(t.Size.Rows)}
+		return nil
+	}}
+}
+
+// awaitExit waits for the end of a process, also of one that outlives containerd.
+func awaitExit(ctx context.Context, task ctd.Task, exit <-chan ctd.ExitStatus) (int, error) {
+	for try := 1; ; try++ {
+		select {
+		case status := <-exit:
+			code, _, err := status.Result()
+			if err == nil {
+				return int(code), nil
+			}
+			if err = native(err); ctx.Err() != nil || try == attempts || !errdefs.IsUnavailable(err) {
+				return 0, wrap(err, "wait for the one-off")
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		}
-		made.task.IO().Wait()
-		return int(code), nil
-	case <-ctx.Done():
-		output.close()
-		return 0, ctx.Err()
+		var err error
+		if exit, err = task.Wait(ctx); err != nil {
+			return 0, wrap(err, "wait for the one-off")
+		}
 	}
 }
 
-// closeInput passes the end of the input on: the shim holds the other end of
-// the FIFO open too.
-func closeInput(ctx context.Context, task ctd.Task, input *inputEnd) {
+func resize(ctx context.Context, task ctd.Task, sizes <-chan engine.WindowSize) {
+	for {
+		select {
+		case size, ok := <-sizes:
+			if !ok {
+				return
+			}
+			_ = task.Resize(ctx, uint32(size.Columns), uint32(size.Rows)) // gone, if the process is
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// input tells when the caller's reader has ended. At a terminal that is
+// nothing to pass on, as the shim would hang up.
+type input struct {
+	r        io.Reader
+	terminal bool
+	once     sync.Once
+	ended    chan struct{}
+	done     <-chan struct{}
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	n, err := i.r.Read(p)
+	if err == nil || n > 0 {
+		return n, nil
+	}
+	if i.terminal {
+		<-i.done
+	}
+	i.once.Do(func() { close(i.ended) })
+	return 0, err
+}
+
+// passEnd passes the end of the input on: the shim holds the other end of the
+// FIFO open too.
+func (i *input) passEnd(ctx context.Context, task ctd.Task) {
 	select {
-	case <-input.ended:
+	case <-i.ended:
 		_ = task.CloseIO(ctx, ctd.WithStdinCloser) // gone, if the process is
 	case <-ctx.Done():
 	}
 }
 
-// inputEnd tells when a reader has ended.
-type inputEnd struct {
-	r     io.Reader
-	once  sync.Once
-	ended chan struct{}
+// output is what a one-off writes, one Write at a time. It is stdout itself.
+type output struct {
+	mu             sync.Mutex
+	stdout, stderr io.Writer // stderr may be nil
+	closed         bool
 }
 
-func (i *inputEnd) Read(p []byte) (int, error) {
-	n, err := i.r.Read(p)
-	if err != nil {
-		i.once.Do(func() { close(i.ended) })
+// errorOutput is the stderr of an output.
+type errorOutput output
+
+func (o *output) Write(p []byte) (int, error) { return o.write(o.stdout, p) }
+
+func (o *errorOutput) Write(p []byte) (int, error) {
+	if o.stderr == nil {
+		return (*output)(o).Write(p)
 	}
-	return n, err
+	return (*output)(o).write(o.stderr, p)
 }
 
-// lockedWriter joins stdout and stderr.
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.w == nil {
+func (o *output) write(w io.Writer, p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
 		return 0, syscall.EPIPE
 	}
-	return l.w.Write(p)
+	return w.Write(p)
 }
 
 // close makes later writes fail, so that they do not reach a caller that has gone on.
-func (l *lockedWriter) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.w = nil
+func (o *output) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
 }

@@ -33,7 +33,7 @@ const (
 
 // spec is the OCI runtime configuration: Docker's defaults (capabilities,
 // seccomp, devices, masked paths), no new privileges, and the limits.
-func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.Process, c *containers.Container) (*specs.Spec, error) {
+func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.Process, c *containers.Container, more ...oci.SpecOpts) (*specs.Spec, error) {
 	args := process.Command
 	if args == nil {
 		args = slices.Concat(img.config.Entrypoint, img.config.Cmd)
@@ -70,7 +70,7 @@ func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.
 	if process.CPUShares > 0 {
 		opts = append(opts, oci.WithCPUShares(uint64(max(process.CPUShares, minShares))))
 	}
-	s, err := oci.GenerateSpec(ctx, e.client, c, opts...)
+	s, err := oci.GenerateSpec(ctx, e.client, c, append(opts, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("container spec: %w", err)
 	}

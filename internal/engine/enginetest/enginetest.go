@@ -52,6 +52,10 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		{"RunJob", (*suite).runJob},
 		{"RunCancelled", (*suite).runCancelled},
 		{"RunFails", (*suite).runFails},
+		{"RunStreams", (*suite).runStreams},
+		{"RunStdinEnds", (*suite).runStdinEnds},
+		{"RunTerminal", (*suite).runTerminal},
+		{"RunTerminalCancelled", (*suite).runTerminalCancelled},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -31,6 +31,10 @@ type Fixture struct {
 	// Job writes the value of $GREETING and a newline to stdout, copies its stdin
 	// to stdout, writes "oops" to stderr and ends with exit code 3.
 	Job []string
+	// Terminal ends with exit code 5 unless stdin, stdout and stderr are a terminal. For
+	// each line that it reads it writes the terminal's size as "<rows> <columns>",
+	// until the line is "end": then it ends with exit code 4.
+	Terminal []string
 	// Sleep runs until TERM (or KILL) without listening and prints nothing.
 	Sleep []string
 

@@ -242,6 +242,9 @@ func (s *suite) logsFollow() {
 	if l := <-seen; l.Text != "last words" {
 		s.Errorf("first line %q, want that of before", l.Text)
 	}
+	if l := <-seen; l != (engine.LogLine{}) {
+		s.Errorf("after the lines of before comes %+v, want the zero line", l)
+	}
 	next := s.set("worker", 1, s.fix.Lines)
 	next.Generation = 2
 	s.apply(next)
@@ -271,7 +274,7 @@ func (s *suite) runJob() {
 	var out bytes.Buffer
 	job := engine.Job{
 		App: s.app, Num: 1, Process: s.process(s.fix.Job),
-		Stdin: strings.NewReader("from stdin\n"), Output: &out,
+		Stdin: strings.NewReader("from stdin\n"), Stdout: &out,
 	}
 	code, err := s.Engine.Run(s.ctx, job)
 	if err != nil || code != 3 {
@@ -284,7 +287,7 @@ func (s *suite) runJob() {
 	}
 	s.nothingLeft(s.app)
 
-	job.Stdin, job.Output = nil, &bytes.Buffer{}
+	job.Stdin, job.Stdout = nil, &bytes.Buffer{}
 	if code, err := s.Engine.Run(s.ctx, job); err != nil || code != 3 {
 		s.Errorf("Run without stdin: exit code %d and error %v, want 3", code, err)
 	}
@@ -295,7 +298,7 @@ func (s *suite) runCancelled() {
 	ctx, cancel := context.WithCancel(s.ctx)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := s.Engine.Run(ctx, engine.Job{App: s.app, Num: 1, Process: s.process(s.fix.Sleep), Output: &bytes.Buffer{}})
+		_, err := s.Engine.Run(ctx, engine.Job{App: s.app, Num: 1, Process: s.process(s.fix.Sleep), Stdout: &bytes.Buffer{}})
 		ended <- err
 	}()
 	time.Sleep(500 * time.Millisecond) // it is being created, or runs
@@ -315,7 +318,7 @@ func (s *suite) runCancelled() {
 func (s *suite) runFails() {
 	process := s.process(s.fix.Job)
 	process.Image, process.Digest = s.fix.MissingImage, ""
-	_, err := s.Engine.Run(s.ctx, engine.Job{App: s.app, Num: 1, Process: process, Output: &bytes.Buffer{}})
+	_, err := s.Engine.Run(s.ctx, engine.Job{App: s.app, Num: 1, Process: process, Stdout: &bytes.Buffer{}})
 	s.wantUserError(err)
 	s.nothingLeft(s.app)
 }

@@ -120,7 +120,8 @@ func ended(s paas.InstanceState) bool {
 
 func (e *Engine) create(spec engine.SetSpec, num int) (*instance, error) {
 	if roll(e.chaos.Create) {
-		return nil, paas.Errorf(paas.Unavailable, "%s: could not be created", displayName(spec.Process, spec.Type, num))
+		// As in the original there are no words about it.
+		return nil, &paas.Error{Code: paas.Unavailable}
 	}
 	program, err := e.program(spec.Process)
 	if err != nil {
@@ -153,6 +154,7 @@ func (e *Engine) start(inst *instance) {
 	inst.Started = time.Now()
 	if roll(e.chaos.Start) {
 		inst.crash("could not be started")
+		inst.Excused = true
 		return
 	}
 	inst.State = paas.StateUp
@@ -170,17 +172,15 @@ func (e *Engine) start(inst *instance) {
 }
 
 func (e *Engine) destroy(inst *instance) error {
-	name := displayName(inst.process, inst.Type, inst.Num)
 	inst.halt()
 	if inst.State == paas.StateUp && roll(e.chaos.Stop) {
-		inst.crash("could not be stopped")
-		return paas.Errorf(paas.Unavailable, "%s: could not be stopped", name)
+		inst.crash("could not be stopped") // which does not keep it from being destroyed
 	}
-	if roll(e.chaos.Destroy) {
-		inst.State, inst.Address, inst.Reason = paas.StateError, "", "could not be destroyed"
-		return paas.Errorf(paas.Unavailable, "%s: could not be destroyed", name)
+	if !roll(e.chaos.Destroy) {
+		return nil
 	}
-	return nil
+	inst.State, inst.Address, inst.Reason = paas.StateError, "", "could not be destroyed"
+	return paas.Errorf(paas.Unavailable, "%s: could not be destroyed", displayName(inst.process, inst.Type, inst.Num))
 }
 
 func (i *instance) crash(reason string) {

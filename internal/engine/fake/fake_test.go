@@ -1,6 +1,7 @@
 package fake_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -20,7 +21,7 @@ func TestConformance(t *testing.T) {
 	fix := enginetest.Fixture{
 		Image: "app", MissingImage: "missing",
 		Serve: []string{"serve"}, Lines: []string{"lines"}, Crash: []string{"crash"},
-		Short: []string{"short"}, Job: []string{"job"}, Sleep: []string{"sleep"},
+		Short: []string{"short"}, Job: []string{"job"}, Sleep: []string{"sleep"}, Terminal: []string{"terminal"},
 		Wait: 5 * time.Second,
 	}
 	enginetest.Run(t, func(*testing.T) engine.Engine {
@@ -51,10 +52,38 @@ func program(p engine.Process) (fake.Program, error) {
 		return fake.Program{Ends: true, After: 500 * time.Millisecond}, nil
 	case "sleep":
 		return fake.Program{Deaf: true}, nil
+	case "terminal":
+		return fake.Program{Run: terminal}, nil
 	case "job":
 		return fake.Program{Print: []fake.Line{greeting, oops}, Ends: true, Code: 3}, nil
 	}
 	return fake.Program{}, nil
+}
+
+// terminal is Fixture.Terminal.
+func terminal(ctx context.Context, job engine.Job) (int, error) {
+	if job.Terminal == nil {
+		return 5, nil
+	}
+	typed := make(chan string)
+	go func() {
+		for lines := bufio.NewScanner(job.Stdin); lines.Scan(); {
+			typed <- lines.Text()
+		}
+	}()
+	size := job.Terminal.Size
+	for {
+		select {
+		case size = <-job.Terminal.Resize:
+		case line := <-typed:
+			if line == "end" {
+				return 4, nil
+			}
+			fmt.Fprintf(job.Stdout, "%d %d\r\n", size.Rows, size.Columns)
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 }
 
 func probe(_ engine.Instance, check engine.Check) error {
@@ -94,7 +123,7 @@ func TestChaos(t *testing.T) {
 		{"none", fake.Chaos{}, true, true, nil},
 		{"create", fake.Chaos{Create: 1}, false, true, nil},
 		{"start", fake.Chaos{Start: 1}, true, true, nil},
-		{"stop", fake.Chaos{Stop: 1}, true, false, []paas.InstanceState{paas.StateCrashed, paas.StateCrashed}},
+		{"stop", fake.Chaos{Stop: 1}, true, true, nil},
 		{"destroy", fake.Chaos{Destroy: 1}, true, false, []paas.InstanceState{paas.StateError, paas.StateError}},
 	}
 	for _, test := range tests {
@@ -162,7 +191,7 @@ func TestLogsAreBounded(t *testing.T) {
 func TestRunDescribesItsArguments(t *testing.T) {
 	e := fake.New()
 	var out bytes.Buffer
-	job := engine.Job{App: "u1", Num: 4, Output: &out, Process: web.Process}
+	job := engine.Job{App: "u1", Num: 4, Stdout: &out, Process: web.Process}
 	job.Process.Command = []string{"/bin/bash", "-c", "echo 'hi'"}
 	code, err := e.Run(t.Context(), job)
 	if err != nil || code != 0 {

@@ -33,6 +33,9 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (int, error) {
 	case described:
 		return 0, describe(job)
 	}
+	if program.Run != nil {
+		return program.Run(ctx, job)
+	}
 	if err := output(job, program); err != nil {
 		return 0, err
 	}
@@ -58,11 +61,18 @@ func output(job engine.Job, program Program) error {
 		}
 		fmt.Fprintln(out, line.Text)
 	}
-	stdin := job.Stdin
+	stdin, errOut := job.Stdin, job.Stderr
 	if stdin == nil {
 		stdin = strings.NewReader("")
 	}
-	if _, err := io.Copy(job.Output, io.MultiReader(&stdout, stdin, &stderr)); err != nil {
+	if errOut == nil || job.Terminal != nil {
+		errOut = job.Stdout
+	}
+	_, err := io.Copy(job.Stdout, io.MultiReader(&stdout, stdin))
+	if err == nil {
+		_, err = stderr.WriteTo(errOut)
+	}
+	if err != nil {
 		return fmt.Errorf("copy the output of a one-off process: %w", err)
 	}
 	return nil
@@ -83,7 +93,7 @@ func describe(job engine.Job) error {
 	if err != nil {
 		return fmt.Errorf("describe a one-off process: %w", err)
 	}
-	if _, err := job.Output.Write(text); err != nil {
+	if _, err := job.Stdout.Write(text); err != nil {
 		return fmt.Errorf("write the output of a one-off process: %w", err)
 	}
 	return nil

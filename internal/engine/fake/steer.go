@@ -1,18 +1,39 @@
 package fake
 
 import (
+	"context"
 	"time"
 
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
 )
 
-// Chaos holds the rates, 0 to 1, at which actions fail. What cannot be created
-// fails Apply and Run; what cannot be started is crashed at once; what cannot
-// be stopped is crashed and what cannot be destroyed in state error, and both stay until
-// Apply or Remove is repeated with better luck.
+// Chaos holds the rates, 0 to 1, at which actions fail (contract 8). What cannot be created
+// fails Apply and Run; what cannot be started is crashed at once, and excused; what cannot
+// be destroyed is in state error until Apply or Remove is repeated with better luck. What cannot
+// be stopped is crashed until it is destroyed: in the original, too, neither
+// destroy nor start minds.
 type Chaos struct {
 	Create, Start, Stop, Destroy float64
+}
+
+// Reset forgets all instances and logs, and everything that the engine was told to
+// do. Calls of Watch and Logs go on.
+func (e *Engine) Reset() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, set := range e.sets {
+		for _, inst := range set {
+			inst.halt()
+		}
+		delete(e.sets, key)
+		e.changed(key.App)
+	}
+	for app, j := range e.logs {
+		close(j.more)
+		delete(e.logs, app)
+	}
+	e.chaos, e.probe, e.programOf = Chaos{}, nil, nil
 }
 
 // SetChaos sets the failure rates for all actions to come.
@@ -38,6 +59,9 @@ type Program struct {
 	Ends  bool
 	After time.Duration
 	Code  int
+	// Run, if set, is all that a one-off does instead: it reads, writes and
+	// returns its exit code.
+	Run func(ctx context.Context, job engine.Job) (int, error)
 }
 
 // Line is one line of output.
