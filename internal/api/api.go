@@ -23,6 +23,9 @@ const (
 	// HeaderGitURL is ours: the base of git remotes, "ssh://git@host:port",
 	// because the port is a setting here. It is sent with GET /v1/.
 	HeaderGitURL = "Deis-Git-Url"
+	// HeaderFollow is ours: it says that an answer with logs goes on as long as
+	// there are any ("follow=true").
+	HeaderFollow = "Deis-Follow"
 )
 
 // TimeLayout is the form of created, updated and expires (contract 2.5).

@@ -41,7 +41,7 @@ func (c *call) createApp() error {
 	if err != nil {
 		return err
 	}
-	id := f.filled("id", func(id string) []string { return paas.CheckAppID(id, subdomain) })
+	id := f.filled("id", c.checkAppID)
 	if err := f.err(); err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func (c *call) updateApp() error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := c.authorize(owners); err != nil {
+	if err := c.permit(owners); err != nil {
 		return err
 	}
 	if err := c.s.store.TransferApp(c.ctx, c.user.Username, c.app, owner); err != nil {

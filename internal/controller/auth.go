@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"crypto/subtle"
 	"strings"
 
@@ -42,10 +43,19 @@ func requestToken(header string) (string, error) {
 	return words[1], nil
 }
 
-// authorize is the one place that decides who may call what. It fills in user
-// and app.
-func (c *call) authorize(p policy) error {
+// gate is the part of a policy that needs no app: it holds for every method of
+// a path, also for those that the path does not have.
+func (p policy) gate() policy {
 	switch p {
+	case members, owners, ownersOrSelf:
+		return users
+	}
+	return p
+}
+
+// identify finds out who calls, and refuses who may call nothing here.
+func (c *call) identify(gate policy) error {
+	switch gate {
 	case anyone:
 		return nil
 	case daemons:
@@ -54,30 +64,47 @@ func (c *call) authorize(p policy) error {
 	if err := c.authenticate(); err != nil {
 		return err
 	}
-	switch p {
-	case users:
-		return nil
-	case superusers:
-		return allowed(c.user.Superuser)
+	return c.permit(gate)
+}
+
+// authorize lets those through whom the policy lets call. It fills in the app
+// of the path.
+func (c *call) authorize(p policy) (err error) {
+	if p == p.gate() {
+		return nil // identify has seen to it
 	}
-	var err error
 	if c.app, err = c.s.store.AppByID(c.ctx, c.r.PathValue("app")); err != nil {
 		return err
 	}
-	owner := c.user.Superuser || c.user.Username == c.app.Owner
-	switch p {
-	case members:
-		ok, err := c.s.mayUse(c, c.user, c.app)
-		if err != nil {
-			return err
-		}
-		return allowed(ok)
-	case owners:
-		return allowed(owner)
-	case ownersOrSelf:
-		return allowed(owner || c.r.PathValue("username") == c.user.Username)
+	return c.permit(p)
+}
+
+// permit refuses the caller unless the policy lets him do this.
+func (c *call) permit(p policy) error {
+	if p == ownersOrSelf && c.r.PathValue("username") == c.user.Username {
+		return nil
 	}
-	return errForbidden()
+	ok, err := c.s.permits(c.ctx, p, c.user, c.app)
+	if err != nil {
+		return err
+	}
+	return allowed(ok)
+}
+
+// permits is the one place that decides what a user may do (contract 3.8), for
+// the API, for git and for certificates. app is zero where the policy needs none.
+func (s *server) permits(ctx context.Context, p policy, u paas.User, app paas.App) (bool, error) {
+	switch {
+	case !u.Active:
+		return false, nil
+	case p == users || u.Superuser:
+		return true, nil
+	case p == members && u.Username != app.Owner:
+		return s.store.Collaborates(ctx, u, app.UUID)
+	case p == members || p == owners || p == ownersOrSelf:
+		return u.Username == app.Owner, nil
+	}
+	return false, nil
 }
 
 func allowed(ok bool) error {
@@ -98,14 +125,6 @@ func (c *call) authorizeDaemon() error {
 		return err
 	}
 	return errForbidden()
-}
-
-// mayUse reports whether a user is owner, collaborator or superuser.
-func (s *server) mayUse(c *call, u paas.User, app paas.App) (bool, error) {
-	if u.Superuser || u.Username == app.Owner {
-		return true, nil
-	}
-	return s.store.Collaborates(c.ctx, u, app.UUID)
 }
 
 // target returns the user whom a body's username names, the caller without

@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"net/http"
-	"strings"
 
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/paas"
@@ -11,19 +10,11 @@ import (
 	"github.com/deis/deis/internal/store"
 )
 
-// ownImages begins the references of images that the builder made; what
-// follows is the app's UUID.
-const ownImages = "deis.internal/apps/"
-
 func apiBuild(app paas.App, b paas.Build) api.Build {
-	out := api.Build{
-		UUID: b.UUID, App: app.ID, Owner: b.Owner, Image: b.Image, SHA: b.SHA, Procfile: b.Procfile,
+	return api.Build{
+		UUID: b.UUID, App: app.ID, Owner: b.Owner, Image: b.ShownImage(app), SHA: b.SHA, Procfile: b.Procfile,
 		Dockerfile: b.Dockerfile, Created: date(b.Created), Updated: date(b.Updated),
 	}
-	if strings.HasPrefix(b.Image, ownImages+app.UUID) {
-		out.Image = app.ID + ":git-" + b.SHA[:min(8, len(b.SHA))]
-	}
-	return out
 }
 
 func (c *call) listBuilds() error {
@@ -63,7 +54,7 @@ func buildOf(f *form, app paas.App, owner string) (paas.Build, error) {
 	if err := f.err(); err != nil {
 		return b, err
 	}
-	return b, paas.CheckImage(b.Image)
+	return b, paas.CheckImage(b, app)
 }
 
 // deploy stores a build and brings it live.
@@ -71,11 +62,9 @@ func (s *server) deploy(ctx context.Context, app paas.App, b *paas.Build, progre
 	if err := s.store.CreateBuild(ctx, b); err != nil {
 		return paas.Release{}, err
 	}
-	shown := *b
-	shown.Image = apiBuild(app, *b).Image
 	_, release, err := s.rollouts.Do(ctx, rollout.Request{
 		Kind: paas.RolloutDeploy, App: app, Owner: b.Owner,
-		Build: b.UUID, Summary: paas.DeploySummary(shown), Progress: progress,
+		Build: b.UUID, Summary: paas.DeploySummary(*b), Progress: progress,
 	})
 	return release, err
 }

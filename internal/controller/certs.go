@@ -76,7 +76,7 @@ func (c *call) mayCertify(host string, app paas.App) error {
 	if app.UUID == "" {
 		return nil
 	}
-	ok, err := c.s.mayUse(c, c.user, app)
+	ok, err := c.s.permits(c.ctx, members, c.user, app)
 	if err != nil {
 		return err
 	}

@@ -25,16 +25,16 @@ func (c *call) scale() error {
 	if err != nil {
 		return err
 	}
+	counts, err := paas.ParseScale(f.fields)
+	if err != nil {
+		return err
+	}
 	latest, err := c.s.store.LatestRelease(c.ctx, c.app.UUID)
 	if err != nil {
 		return err
 	}
 	if latest.Build == "" {
 		return paas.Errorf(paas.Invalid, "No build associated with this release")
-	}
-	counts, err := paas.ParseScale(f.fields)
-	if err != nil {
-		return err
 	}
 	if len(counts) == 0 {
 		return c.empty(http.StatusNoContent)

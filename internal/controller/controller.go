@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/deis/deis/internal/daemon"
 	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/engine/fake"
 	"github.com/deis/deis/internal/paas"
 	"github.com/deis/deis/internal/rollout"
 	"github.com/deis/deis/internal/store"
@@ -46,11 +48,17 @@ type Config struct {
 	Domain string
 	// GitURL is the base of git remotes, "ssh://git@host:port"; may be empty.
 	GitURL string
-	// Engine is "containerd" or "fake".
+	// Engine is EngineContainerd or EngineFake.
 	Engine            string
 	ContainerdAddress string
+	// ContainerdNamespace is the platform's own; empty: deis-<platform id>.
+	ContainerdNamespace string
 	// StartTimeout and DrainLimit are those of rollout.Options.
 	StartTimeout, DrainLimit time.Duration
+	// RegistrationMode is one of RegistrationModes; "" is RegistrationEnabled.
+	RegistrationMode string
+	// TestControl offers POST /_test/ctl, with EngineFake only (see control).
+	TestControl bool
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -78,6 +86,7 @@ type server struct {
 	routes     *hub
 	metrics    *metrics
 	handler    http.Handler
+	settings   atomic.Pointer[settings]
 
 	// publishing makes reading an app's routes and publishing them one step.
 	publishing sync.Mutex
@@ -88,10 +97,15 @@ type server struct {
 	undeleted chan struct{}
 	// stopping is closed when streams should end.
 	stopping <-chan struct{}
+	// attached counts the one-offs whose clients have taken connections over.
+	attached sync.WaitGroup
 }
 
 // Run serves the API and keeps the apps as the store says until ctx ends.
 func Run(ctx context.Context, cfg Config) (err error) {
+	if cfg.TestControl && cfg.Engine != EngineFake {
+		return errTestControl
+	}
 	key, err := os.ReadFile(filepath.Join(cfg.Root, "builder.key"))
 	if err != nil {
 		return fmt.Errorf("read the daemons' key: %w", err)
@@ -120,12 +134,16 @@ func newServer(cfg Config, builderKey string, st *store.Store, eng engine.Engine
 		configWait: configWait,
 		undeleted:  make(chan struct{}, 1),
 	}
+	s.settings.Store(cfg.defaults())
 	s.metrics = newMetrics(cfg.Metrics, s.routes)
 	s.rollouts = rollout.New(rollout.Options{
 		Store: st, Engine: eng, Router: s.routes, Log: cfg.Log, Metrics: cfg.Metrics,
-		StartTimeout: cfg.StartTimeout, DrainLimit: cfg.DrainLimit,
+		StartTimeout: cfg.StartTimeout, DrainLimit: cfg.DrainLimit, SkipWaits: cfg.Engine == EngineFake,
 	})
 	s.handler = s.newHandler()
+	if f, ok := eng.(*fake.Engine); ok && cfg.TestControl {
+		s.handler = newControl(s, f).before(s.handler)
+	}
 	return s
 }
 
@@ -151,7 +169,9 @@ func (s *server) run(ctx context.Context) error {
 			Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 			ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		}
-		return daemon.ServeHTTP(ctx, srv, s.cfg.Listener, shutdownGrace)
+		err := daemon.ServeHTTP(ctx, srv, upperReasons(srv, s.cfg.Listener), shutdownGrace)
+		s.awaitAttached()
+		return err
 	})
 	if s.cfg.Admin != nil {
 		work.Go(func() error { return s.cfg.Admin(ctx, s.health) })

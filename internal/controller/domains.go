@@ -26,7 +26,8 @@ func (c *call) addDomain() error {
 	}
 	d := paas.Domain{App: c.app.UUID, Owner: c.user.Username}
 	f.required("domain", func(name string) (faults []string) {
-		d.Name, faults = paas.NormalizeDomain(name, c.s.cfg.Domain)
+		d.Name = strings.TrimSuffix(name, ".")
+		_, faults = paas.NormalizeDomain(name, c.s.cfg.Domain)
 		return faults
 	})
 	if err := f.err(); err != nil {
@@ -42,8 +43,7 @@ func (c *call) addDomain() error {
 }
 
 func (c *call) removeDomain() error {
-	name := strings.ToLower(c.r.PathValue("domain"))
-	if err := c.s.store.DeleteDomain(c.ctx, c.user.Username, c.app.UUID, name); err != nil {
+	if err := c.s.store.DeleteDomain(c.ctx, c.user.Username, c.app.UUID, c.r.PathValue("domain")); err != nil {
 		return err
 	}
 	if err := c.s.publishApp(c.lasting(), c.app); err != nil {

@@ -37,6 +37,8 @@ type endpoint struct {
 	policy  policy
 	handle  func(*call) error
 	aliases []string
+	// media is what it can answer besides JSON; callers may ask for that alone.
+	media string
 }
 
 func (e *endpoint) bodyLimit() int64 {
@@ -54,8 +56,9 @@ const (
 
 // endpoints is the API: contract section 4, and the hooks of package api.
 var endpoints = []endpoint{
-	{method: get, path: "/healthz", policy: anyone, handle: (*call).healthz},
+	{method: get, path: "/healthz", policy: anyone, handle: (*call).healthz, media: "*/*"},
 	{method: get, path: "/v1/", policy: users, handle: (*call).root},
+	{method: get, path: "/v1/openapi.json", policy: anyone, handle: (*call).openAPI},
 
 	{method: post, path: "/v1/auth/register", policy: anyone, handle: (*call).register},
 	{method: post, path: "/v1/auth/login", policy: anyone, handle: (*call).login},
@@ -73,8 +76,8 @@ var endpoints = []endpoint{
 	{method: post, path: "/v1/apps/{app}", policy: members, handle: (*call).updateApp},
 	{method: del, path: "/v1/apps/{app}", policy: owners, handle: (*call).deleteApp},
 	{method: post, path: "/v1/apps/{app}/scale", policy: members, handle: (*call).scale},
-	{method: get, path: "/v1/apps/{app}/logs", policy: members, handle: (*call).logs},
-	{method: post, path: "/v1/apps/{app}/run", policy: members, handle: (*call).runCommand},
+	{method: get, path: "/v1/apps/{app}/logs", policy: members, handle: (*call).logs, media: "text/plain"},
+	{method: post, path: "/v1/apps/{app}/run", policy: members, handle: (*call).runCommand, media: "text/plain"},
 	{method: get, path: "/v1/apps/{app}/config", policy: members, handle: (*call).getConfig},
 	{method: post, path: "/v1/apps/{app}/config", policy: members, handle: (*call).changeConfig},
 	{method: get, path: "/v1/apps/{app}/builds", policy: members, handle: (*call).listBuilds},
@@ -109,8 +112,8 @@ var endpoints = []endpoint{
 	{method: post, path: "/v1/hooks/access", policy: daemons, handle: (*call).accessHook},
 	{method: post, path: "/v1/hooks/push", policy: daemons, handle: (*call).pushHook},
 	{method: post, path: "/v1/hooks/config", policy: daemons, handle: (*call).configHook},
-	{method: post, path: "/v1/hooks/build", policy: daemons, handle: (*call).buildHook, aliases: []string{"/v1/hooks/builds"}},
+	{method: post, path: "/v1/hooks/build", policy: daemons, handle: (*call).buildHook, aliases: []string{"/v1/hooks/builds"}, media: "application/x-ndjson"},
 	{method: get, path: "/v1/hooks/apps", policy: daemons, handle: (*call).appsHook},
-	{method: get, path: "/v1/hooks/routes", policy: daemons, handle: (*call).routesHook},
+	{method: get, path: "/v1/hooks/routes", policy: daemons, handle: (*call).routesHook, media: "application/x-ndjson"},
 	{method: post, path: "/v1/hooks/routers", policy: daemons, handle: (*call).routersHook},
 }

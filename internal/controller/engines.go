@@ -14,9 +14,9 @@ import (
 // openEngine opens the engine that the settings name.
 func openEngine(cfg Config) (engine.Engine, func() error, error) {
 	switch cfg.Engine {
-	case "fake":
+	case EngineFake:
 		return fake.New(), func() error { return nil }, nil
-	case "containerd":
+	case EngineContainerd:
 		self, err := os.Executable()
 		if err != nil {
 			return nil, nil, fmt.Errorf("find deis-shimlog: %w", err)
@@ -30,7 +30,7 @@ func openEngine(cfg Config) (engine.Engine, func() error, error) {
 			address = filepath.Join(root, "run", "containerd.sock")
 		}
 		e, err := containerd.New(containerd.Options{
-			Address: address, Root: root, PlatformID: daemon.PlatformID(root),
+			Address: address, Root: root, PlatformID: daemon.PlatformID(root), Namespace: cfg.ContainerdNamespace,
 			ShimLog: filepath.Join(filepath.Dir(self), "deis-shimlog"), Log: cfg.Log, Metrics: cfg.Metrics,
 		})
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/engine/fake"
 	"github.com/deis/deis/internal/store"
 )
@@ -59,10 +61,11 @@ func (p *platform) start() {
 	cfg := Config{
 		Listener: l, Root: p.dir, Domain: "example.test", GitURL: "ssh://git@example.test:2222",
 		Log: slog.New(slog.NewTextHandler(p.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
-		StartTimeout: 5 * time.Second, DrainLimit: time.Second,
+		StartTimeout: 5 * time.Second, DrainLimit: time.Second, Engine: EngineFake, TestControl: true,
 	}
 	p.s = newServer(cfg, testKey, st, p.engine)
 	p.s.routes.settle = 0
+	p.s.handler = documented(p.t, p.s.handler)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.s.run(ctx) }()
@@ -214,3 +217,57 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+func regexpMatch(pattern, s string) bool { return regexp.MustCompile(pattern).MatchString(s) }
+
+func instances(t *testing.T, e engine.Engine) int {
+	t.Helper()
+	all, err := e.Instances(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+func appUUID(t *testing.T, p *platform, id string) string {
+	t.Helper()
+	app, err := p.s.store.AppByID(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return app.UUID
+}
+
+// row is one request with the answer that it must have.
+type row struct {
+	who          *client
+	method, path string
+	body         any
+	status       int
+	want         string // the whole answer; "*" is any
+}
+
+// rows makes the requests of a table in turn.
+func (p *platform) rows(all []row) {
+	p.t.Helper()
+	for _, r := range all {
+		resp, got := r.who.do(r.method, r.path, r.body)
+		if resp.StatusCode != r.status || r.want != "*" && got != r.want {
+			p.t.Errorf("%s %s %v\n= %d %s\nwant %d %s", r.method, r.path, r.body, resp.StatusCode, got, r.status, r.want)
+		}
+	}
+}
+
+// with is the client with one more header.
+func (c *client) with(name string, values ...string) *client {
+	more := &client{c.p, c.header.Clone()}
+	more.header[name] = values
+	return more
+}
+
+// Answers that many rows have.
+const (
+	notFound      = `{"detail":"Not found"}`
+	forbidden     = `{"detail":"You do not have permission to perform this action."}`
+	noCredentials = `{"detail":"Authentication credentials were not provided."}`
+)

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"regexp"
 	"strings"
@@ -53,11 +54,11 @@ func (c *call) receiver(f *form) (paas.User, paas.App, error) {
 	if err != nil {
 		return user, app, err
 	}
-	ok, err := c.s.mayUse(c, user, app)
+	ok, err := c.s.permits(c.ctx, members, user, app)
 	if err != nil {
 		return user, app, err
 	}
-	return user, app, allowed(ok && user.Active)
+	return user, app, allowed(ok)
 }
 
 // received is receiver for a request that has only that.
@@ -193,8 +194,11 @@ func (s *server) buildAnswer(app paas.App, r paas.Release) (a api.BuildHookAnswe
 	return a
 }
 
-// errorText is an error in one text for the pusher.
+// errorText is an error in one text for the pusher, with its details.
 func errorText(err error) string {
+	if e, ok := errors.AsType[*paas.Error](err); ok && e.Details != "" {
+		return e.Text()
+	}
 	switch body := api.ErrorBody(err).(type) {
 	case map[string]string:
 		return body["detail"]

@@ -72,7 +72,7 @@ func (s *server) publishApp(ctx context.Context, app paas.App) error {
 	}
 	hosts := []string{s.host(app.ID)}
 	for _, d := range domains.Rows {
-		hosts = append(hosts, d.Name)
+		hosts = append(hosts, d.Host())
 	}
 	certs, err := s.certificates(ctx, app.UUID, hosts)
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -26,8 +25,6 @@ import (
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/routerconf"
 )
-
-func regexpFor(pattern string) *regexp.Regexp { return regexp.MustCompile(pattern) }
 
 // sshKey returns a new public key as authorized_keys line without comment.
 func sshKey(t *testing.T) string {
@@ -66,8 +63,8 @@ func certificate(t *testing.T, name string) (chain, key string) {
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 }
 
-// follower is a router as the controller sees it.
-type follower struct {
+// tableFollower is a router as the controller sees it.
+type tableFollower struct {
 	t       *testing.T
 	p       *platform
 	id      string
@@ -78,7 +75,7 @@ type follower struct {
 	leave   context.CancelFunc
 }
 
-func (p *platform) follow(id string, generation uint64) *follower {
+func (p *platform) follow(id string, generation uint64) *tableFollower {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(p.t.Context())
 	req, err := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("%s/v1/hooks/routes?generation=%d&router=%s", p.url, generation, id), nil)
@@ -90,7 +87,7 @@ func (p *platform) follow(id string, generation uint64) *follower {
 	if err != nil || resp.StatusCode != 200 {
 		p.t.Fatalf("follow: %v %v", resp, err)
 	}
-	f := &follower{
+	f := &tableFollower{
 		t: p.t, p: p, id: id, changes: make(chan routerconf.Change, 1000), leave: cancel,
 		table: map[string]routerconf.Route{}, certs: map[string]routerconf.Certificate{}, at: generation,
 	}
@@ -114,7 +111,7 @@ func (p *platform) follow(id string, generation uint64) *follower {
 }
 
 // next applies the next change and returns it.
-func (f *follower) next() routerconf.Change {
+func (f *tableFollower) next() routerconf.Change {
 	f.t.Helper()
 	select {
 	case c, ok := <-f.changes:
@@ -129,7 +126,7 @@ func (f *follower) next() routerconf.Change {
 	panic("unreachable")
 }
 
-func (f *follower) apply(c routerconf.Change) {
+func (f *tableFollower) apply(c routerconf.Change) {
 	f.t.Helper()
 	switch {
 	case c.Snapshot != nil:
@@ -158,7 +155,7 @@ func (f *follower) apply(c routerconf.Change) {
 }
 
 // until applies changes until something holds.
-func (f *follower) until(what string, ok func() bool) {
+func (f *tableFollower) until(what string, ok func() bool) {
 	f.t.Helper()
 	for end := time.After(5 * time.Second); !ok(); {
 		select {
@@ -173,7 +170,7 @@ func (f *follower) until(what string, ok func() bool) {
 	}
 }
 
-func (f *follower) report(drained uint64) {
+func (f *tableFollower) report(drained uint64) {
 	f.t.Helper()
 	f.p.builder().want(204, "POST", "/v1/hooks/routers", routerconf.Status{Router: f.id, Applied: f.at, Drained: drained})
 }

@@ -8,55 +8,109 @@ import (
 	"maps"
 	"time"
 
+	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
 )
 
 const (
-	// runLimit is how long a one-off process may take (contract 5.7).
+	// runType is the process type of one-offs (contract 5.7).
+	runType = "run"
+	// runLimit is how long a one-off process may take that nobody is attached to (contract 5.7).
 	runLimit = 20 * time.Minute
 	// maxRunOutput bounds what is kept of its output for the answer.
 	maxRunOutput = 8 << 20
+	// endRunTime bounds writing down that a one-off is over, which a client that is
+	// gone must not prevent.
+	endRunTime = 10 * time.Second
 )
 
-// runCommand is contract 5.7: a JSON array with exit code and output.
+// runCommand is contract 5.7, and the same with the process attached to the
+// connection for who asks for api.RunProtocol.
 func (c *call) runCommand() error {
 	f, err := c.form()
 	if err != nil {
 		return err
 	}
-	line := f.required("command")
+	line, terminal := f.required("command"), f.terminal("terminal")
 	if err := f.err(); err != nil {
 		return err
 	}
-	latest, err := c.s.store.LatestRelease(c.ctx, c.app.UUID)
+	if err := c.mayRun(); err != nil {
+		return err
+	}
+	attached := api.AsksUpgrade(c.r.Header, api.RunProtocol)
+	if !attached {
+		terminal = nil
+	}
+	job, err := c.newJob(line, terminal)
 	if err != nil {
 		return err
 	}
+	if job.Num, err = c.s.store.BeginRun(c.ctx, c.user.Username, c.app, job.Process.Version, line); err != nil {
+		return err
+	}
+	defer c.endRun(job.Num)
+	if attached {
+		return c.attachRun(job)
+	}
+	return c.plainRun(job)
+}
+
+// newJob is a one-off process of the app's latest release. It has no limits but
+// those that the config sets for type run (contract 5.7).
+func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error) {
+	latest, err := c.s.store.LatestRelease(c.ctx, c.app.UUID)
+	if err != nil {
+		return engine.Job{}, err
+	}
 	if latest.Build == "" {
-		return paas.Errorf(paas.Invalid, "No build associated with this release to run this command")
+		return engine.Job{}, paas.Errorf(paas.Invalid, "No build associated with this release to run this command")
 	}
 	build, err := c.s.store.BuildByUUID(c.ctx, latest.Build)
 	if err != nil {
-		return err
+		return engine.Job{}, err
 	}
 	config, err := c.s.store.ConfigByUUID(c.ctx, latest.Config)
 	if err != nil {
-		return err
+		return engine.Job{}, err
 	}
-	num, err := c.s.store.BeginRun(c.ctx, c.user.Username, c.app, line)
-	if err != nil {
-		return err
+	job := engine.Job{App: c.app.UUID, Process: engine.Process{
+		AppID: c.app.ID, Version: latest.Version, Image: build.Image, Digest: build.Digest,
+		Command: paas.ShellCommand(line), CPUShares: int64(config.CPU[runType]),
+	}}
+	if limit := config.Memory[runType]; limit != "" {
+		if job.Process.Memory, err = paas.ParseMemory(limit); err != nil {
+			return engine.Job{}, err
+		}
 	}
-	env := maps.Clone(config.Values)
+	env := map[string]string{}
+	if terminal != nil {
+		env["TERM"] = terminal.Name
+		job.Process.Command = paas.TerminalCommand(line)
+		job.Terminal = &engine.Terminal{Size: engine.WindowSize{Columns: terminal.Columns, Rows: terminal.Rows}}
+	}
+	maps.Copy(env, config.Values)
 	env["DEIS_APP"], env["DEIS_RELEASE"] = c.app.ID, fmt.Sprintf("v%d", latest.Version)
+	job.Process.Env = env
+	return job, nil
+}
+
+func (c *call) endRun(num int) {
+	ctx, cancel := context.WithTimeout(c.lasting(), endRunTime)
+	defer cancel()
+	if err := c.s.store.EndRun(ctx, c.app.UUID, num); err != nil {
+		c.s.cfg.Log.Error("the end of a one-off is not on record", "app", c.app.ID, "num", num, "error", err.Error())
+	}
+}
+
+// plainRun answers with a JSON array, exit code and output, when all is over.
+func (c *call) plainRun(job engine.Job) error {
 	ctx, cancel := context.WithTimeout(c.ctx, runLimit)
 	defer cancel()
 	out := &tail{limit: maxRunOutput}
-	code, err := c.s.engine.Run(ctx, engine.Job{App: c.app.UUID, Num: num, Output: out, Process: engine.Process{
-		AppID: c.app.ID, Version: latest.Version, Image: build.Image, Digest: build.Digest,
-		Command: paas.ShellCommand(line), Env: env,
-	}})
+	job.Stdout = out
+	code, err := c.s.engine.Run(ctx, job)
 	if ctx.Err() != nil && c.ctx.Err() == nil {
 		return paas.Errorf(paas.Unavailable, "container timed out")
 	}

@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"runtime/debug"
-	"slices"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -58,16 +56,22 @@ type resource struct {
 	path    string
 	methods map[string]*endpoint
 	allow   string
+	// gate is what a caller must be whatever the method.
+	gate policy
 }
 
 // newHandler builds the mux from the table. Every path is known with and
 // without a final slash, but for those that end in a free text.
 func (s *server) newHandler() http.Handler {
 	mux := http.NewServeMux()
+	var freeText []*resource
 	for _, res := range resources() {
 		h := func(w http.ResponseWriter, r *http.Request) { s.serve(w.(*recorder), r, res) }
 		switch {
-		case strings.HasSuffix(res.path, "...}") || res.path == "/healthz":
+		case strings.HasSuffix(res.path, "...}"):
+			freeText = append(freeText, res)
+			mux.HandleFunc(res.path, h)
+		case res.path == "/healthz":
 			mux.HandleFunc(res.path, h)
 		case res.path == "/v1/":
 			mux.HandleFunc("/v1/{$}", h)
@@ -78,10 +82,34 @@ func (s *server) newHandler() http.Handler {
 		}
 	}
 	mux.HandleFunc("/", notThere)
-	return s.frame(mux)
+	return s.frame(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if cleanPath(r.URL.EscapedPath()) {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		s.serveUnclean(w, r, freeText)
+	}))
 }
 
-func notThere(w http.ResponseWriter, _ *http.Request) { htmlPage(w, http.StatusNotFound, "Not Found") }
+// cleanPath reports whether a path is one that the mux does not redirect.
+func cleanPath(p string) bool {
+	clean := path.Clean(p)
+	return p == clean || p == clean+"/"
+}
+
+// serveUnclean serves paths with empty or dot segments: they may belong to a
+// free text, such as a key id, and are nothing else.
+func (s *server) serveUnclean(w http.ResponseWriter, r *http.Request, freeText []*resource) {
+	for _, res := range freeText {
+		prefix, name, _ := strings.Cut(strings.TrimSuffix(res.path, "...}"), "{")
+		if text, ok := strings.CutPrefix(r.URL.Path, prefix); ok {
+			r.SetPathValue(name, text)
+			s.serve(w.(*recorder), r, res)
+			return
+		}
+	}
+	notThere(w, r)
+}
 
 // resources groups the table by path, in its order.
 func resources() []*resource {
@@ -89,69 +117,27 @@ func resources() []*resource {
 	byPath := map[string]*resource{}
 	for i := range endpoints {
 		e := &endpoints[i]
-		for _, path := range append([]string{e.path}, e.aliases...) {
-			if byPath[path] == nil {
-				byPath[path] = &resource{path: path, methods: map[string]*endpoint{}}
-				all = append(all, byPath[path])
+		for _, p := range append([]string{e.path}, e.aliases...) {
+			if byPath[p] == nil {
+				byPath[p] = &resource{path: p, methods: map[string]*endpoint{}, gate: e.policy.gate()}
+				all = append(all, byPath[p])
 			}
-			byPath[path].methods[e.method] = e
+			byPath[p].methods[e.method] = e
 		}
 	}
 	for _, res := range all {
 		var allow []string
-		for _, m := range []string{"GET", "POST", "DELETE"} {
+		for _, m := range []string{get, post, del} {
 			if res.methods[m] != nil {
 				allow = append(allow, m)
 			}
 		}
-		if res.methods["GET"] != nil {
-			allow = append(allow, "HEAD")
+		if res.methods[get] != nil {
+			allow = append(allow, http.MethodHead)
 		}
-		res.allow = strings.Join(append(allow, "OPTIONS"), ", ")
+		res.allow = strings.Join(append(allow, http.MethodOptions), ", ")
 	}
 	return all
-}
-
-// frame is what holds for every answer: version headers (contract 1), the
-// version check, and a page instead of a broken connection after a panic.
-func (s *server) frame(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rec := &recorder{ResponseWriter: w}
-		h := w.Header()
-		h[api.HeaderAPIVersion] = []string{api.Version}
-		h[api.HeaderAPIVersionOld] = []string{api.Version}
-		h[api.HeaderPlatformVersion] = []string{api.PlatformVersion}
-		h[api.HeaderPlatformVersionOld] = []string{api.PlatformVersion}
-		defer func() {
-			if v := recover(); v != nil && v != http.ErrAbortHandler {
-				s.cfg.Log.Error("a handler panicked", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-				if rec.status == 0 {
-					htmlPage(rec, http.StatusInternalServerError, "Server Error (500)")
-				}
-			}
-		}()
-		if v := clientVersion(r.Header); v != "" && v != "1" {
-			writeJSON(rec, http.StatusMethodNotAllowed, map[string]string{"error": fmt.Sprintf(
-				"Client and server versions do not match. Client version: %s Server version: 1", v)})
-			return
-		}
-		next.ServeHTTP(rec, r)
-	})
-}
-
-// clientVersion reads DEIS_VERSION in both spellings.
-func clientVersion(h http.Header) string {
-	if v := h.Get("DEIS_VERSION"); v != "" {
-		return v
-	}
-	return h.Get("Deis-Version")
-}
-
-// htmlPage answers with HTML, as the original does outside its API.
-func htmlPage(w http.ResponseWriter, status int, title string) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	fmt.Fprintf(w, "<h1>%s</h1>", title)
 }
 
 // serve runs one request through authentication, authorisation and handler.
@@ -162,54 +148,100 @@ func (s *server) serve(w *recorder, r *http.Request, res *resource) {
 		w.Header().Set(api.HeaderGitURL, s.cfg.GitURL)
 	}
 	c := &call{s: s, w: w, r: r, ctx: r.Context()}
-	method := r.Method
-	if method == http.MethodHead {
-		method = http.MethodGet
-	}
-	if err := c.handle(res, method); err != nil {
+	if err := c.handle(res); err != nil {
 		c.fail(err)
 	}
 	s.metrics.answered(res.path, r.Method, w.status, time.Since(began))
 }
 
-func (c *call) handle(res *resource, method string) error {
-	e := res.methods[method]
-	if e == nil {
-		return c.noMethod(res, method)
+// handle asks in the order of the original: who calls, what he takes for an
+// answer, whether there is such a method, whether he may see the app.
+func (c *call) handle(res *resource) error {
+	method := c.r.Method
+	if method == http.MethodHead {
+		method = get
 	}
-	r := c.r
-	r.Body = http.MaxBytesReader(c.w, r.Body, e.bodyLimit())
+	e := res.methods[method]
+	if err := c.identify(res.gate); err != nil {
+		return err
+	}
+	if err := c.negotiate(e); err != nil {
+		return err
+	}
+	switch {
+	case e != nil:
+	case method == http.MethodOptions:
+		return c.reply(http.StatusOK, describe(res))
+	default:
+		return &statusError{http.StatusMethodNotAllowed, fmt.Sprintf("Method '%s' not allowed.", method)}
+	}
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, e.bodyLimit())
 	if err := c.authorize(e.policy); err != nil {
 		return err
 	}
 	return e.handle(c)
 }
 
-// noMethod answers methods that the path does not have; who may call nothing
-// there is told so first (contract 2.3).
-func (c *call) noMethod(res *resource, method string) error {
-	open := false
-	for _, e := range res.methods {
-		open = open || e.policy == anyone
+// negotiate refuses requests that exclude JSON (contract 2.2), unless they take
+// what this endpoint answers instead.
+func (c *call) negotiate(e *endpoint) error {
+	if format := c.r.URL.Query().Get("format"); format != "" && format != "json" {
+		return paas.Errorf(paas.NotFound, "Not found")
 	}
-	if !open {
-		if err := c.authenticate(); err != nil {
-			return err
+	media := []string{kindJSON}
+	if e != nil && e.media != "" {
+		media = append(media, e.media)
+	}
+	if !accepts(strings.Join(c.r.Header["Accept"], ","), media) {
+		return &statusError{http.StatusNotAcceptable, "Could not satisfy the request Accept header"}
+	}
+	return nil
+}
+
+// accepts reports whether an Accept header takes one of the media types.
+func accepts(header string, media []string) bool {
+	if strings.TrimSpace(header) == "" {
+		return true
+	}
+	same := func(a, b string) bool { return a == "*" || b == "*" || a == b }
+	for item := range strings.SplitSeq(strings.ToLower(header), ",") {
+		item, _, _ = strings.Cut(item, ";")
+		kind, sub, _ := strings.Cut(strings.TrimSpace(item), "/")
+		for _, m := range media {
+			if ours, ourSub, _ := strings.Cut(m, "/"); same(kind, ours) && same(sub, ourSub) {
+				return true
+			}
 		}
 	}
-	if method == http.MethodOptions {
-		return c.reply(http.StatusOK, struct{}{})
-	}
-	return &statusError{http.StatusMethodNotAllowed, fmt.Sprintf("Method '%s' not allowed.", c.r.Method)}
+	return false
 }
 
-// statusError is an answer whose status belongs to HTTP rather than to the domain.
+// description is the answer to OPTIONS, as the original's framework gives it.
+type description struct {
+	Name        string   `json:"name"`
+	Description string   `json:"description"`
+	Renders     []string `json:"renders"`
+	Parses      []string `json:"parses"`
+}
+
+func describe(res *resource) description {
+	name := "Api Root"
+	for segment := range strings.SplitSeq(strings.TrimPrefix(res.path, "/v1/"), "/") {
+		if segment != "" && !strings.HasPrefix(segment, "{") {
+			name = strings.ToUpper(segment[:1]) + segment[1:]
+		}
+	}
+	return description{Name: name, Renders: []string{kindJSON}, Parses: []string{kindJSON, kindForm, kindMultipart}}
+}
+
+// statusError is an answer whose status belongs to HTTP rather than to the
+// domain. A body that is text becomes the detail.
 type statusError struct {
 	status int
-	detail string
+	body   any
 }
 
-func (e *statusError) Error() string { return e.detail }
+func (e *statusError) Error() string { return fmt.Sprint(e.body) }
 
 // fail answers with an error (contract 2.3).
 func (c *call) fail(err error) {
@@ -218,7 +250,11 @@ func (c *call) fail(err error) {
 		return
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
-		writeJSON(c.w, e.status, map[string]string{"detail": e.detail})
+		body := e.body
+		if text, ok := body.(string); ok {
+			body = map[string]string{"detail": text}
+		}
+		writeJSON(c.w, e.status, body)
 		return
 	}
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -229,7 +265,7 @@ func (c *call) fail(err error) {
 	}
 	code := paas.CodeOf(err)
 	if code == paas.Unauthorized {
-		c.w.Header().Set("WWW-Authenticate", "Token")
+		c.w.Header()["WWW-Authenticate"] = []string{"Token"}
 	}
 	if code == paas.Internal && c.ctx.Err() == nil {
 		c.s.cfg.Log.Error("a request failed", "method", c.r.Method, "path", c.r.URL.Path, "error", err.Error())
@@ -264,7 +300,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 		return
 	}
 	text := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
-	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Type", kindJSON)
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(status)
 	// A client that is gone cannot be told.
@@ -274,196 +310,3 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 // lasting is the context for work that a client which hangs up must not end.
 func (c *call) lasting() context.Context { return context.WithoutCancel(c.ctx) }
 
-// form reads the body as an object: JSON, or a form (contract 2.2). An empty
-// body is an empty object.
-func (c *call) form() (*form, error) {
-	kind, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
-	switch strings.ToLower(strings.TrimSpace(kind)) {
-	case "", "application/json":
-		return c.jsonForm()
-	case "application/x-www-form-urlencoded":
-		if err := c.r.ParseForm(); err != nil {
-			return nil, badForm(err)
-		}
-	case "multipart/form-data":
-		if err := c.r.ParseMultipartForm(maxBody); err != nil {
-			return nil, badForm(err)
-		}
-		defer func() { _ = c.r.MultipartForm.RemoveAll() }() // files that nobody asked for
-	default:
-		return nil, &statusError{http.StatusUnsupportedMediaType, fmt.Sprintf("Unsupported media type '%s' in request.", kind)}
-	}
-	f := &form{fields: map[string]any{}}
-	for name, values := range c.r.PostForm {
-		f.fields[name] = values[0]
-	}
-	return f, nil
-}
-
-func badForm(err error) error {
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return err
-	}
-	return paas.Errorf(paas.Invalid, "Form parse error")
-}
-
-func (c *call) jsonForm() (*form, error) {
-	dec := json.NewDecoder(c.r.Body)
-	dec.UseNumber()
-	var v any
-	err := dec.Decode(&v)
-	if err == io.EOF {
-		return &form{fields: map[string]any{}}, nil
-	}
-	if err == nil {
-		if _, end := dec.Token(); end != io.EOF {
-			err = errors.New("more than one value")
-		}
-	}
-	if err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, err
-		}
-		return nil, paas.Errorf(paas.Invalid, "JSON parse error - %v", err)
-	}
-	switch v := v.(type) {
-	case map[string]any:
-		return &form{fields: v}, nil
-	case nil:
-		return nil, paas.FieldError("non_field_errors", paas.MsgNull)
-	}
-	return nil, paas.FieldError("non_field_errors", "Invalid data. Expected a dictionary, but got %s.", kindOf(v))
-}
-
-// kindOf names a JSON value as the original's language does.
-func kindOf(v any) string {
-	switch v := v.(type) {
-	case []any:
-		return "list"
-	case string:
-		return "str"
-	case bool:
-		return "bool"
-	case json.Number:
-		if strings.ContainsAny(v.String(), ".eE") {
-			return "float"
-		}
-		return "int"
-	}
-	return "dict"
-}
-
-// form is a request's object. Its methods collect what is wrong with it.
-type form struct {
-	fields map[string]any
-	faults map[string][]string
-}
-
-// err reports every field that is wrong at once.
-func (f *form) err() error {
-	if len(f.faults) == 0 {
-		return nil
-	}
-	return &paas.Error{Code: paas.Invalid, Fields: f.faults}
-}
-
-func (f *form) fault(name string, messages ...string) {
-	for _, m := range messages {
-		if f.faults == nil {
-			f.faults = map[string][]string{}
-		}
-		if !slices.Contains(f.faults[name], m) {
-			f.faults[name] = append(f.faults[name], m)
-		}
-	}
-}
-
-func (f *form) has(name string) bool {
-	_, ok := f.fields[name]
-	return ok
-}
-
-// required returns a field that must be there and not be blank.
-func (f *form) required(name string, checks ...func(string) []string) string {
-	if !f.has(name) {
-		f.fault(name, paas.MsgRequired)
-		return ""
-	}
-	return f.filled(name, checks...)
-}
-
-// filled returns a field that may be missing but not blank.
-func (f *form) filled(name string, checks ...func(string) []string) string {
-	text := f.optional(name, checks...)
-	if v, ok := f.fields[name]; ok && v == "" {
-		f.fault(name, paas.MsgBlank)
-	}
-	return text
-}
-
-// optional returns a field as text, "" where there is none. The checks see
-// texts that are not empty.
-func (f *form) optional(name string, checks ...func(string) []string) string {
-	v, ok := f.fields[name]
-	if !ok {
-		return ""
-	}
-	switch v.(type) {
-	case nil:
-		f.fault(name, paas.MsgNull)
-		return ""
-	case map[string]any, []any:
-		f.fault(name, "Not a valid string.")
-		return ""
-	}
-	text := paas.Text(v)
-	for _, check := range checks {
-		if text != "" {
-			f.fault(name, check(text)...)
-		}
-	}
-	return text
-}
-
-// object returns a field that holds an object, or a text with the JSON of one.
-func (f *form) object(name string) map[string]any {
-	v, ok := f.fields[name]
-	if !ok {
-		return nil
-	}
-	if text, ok := v.(string); ok {
-		dec := json.NewDecoder(strings.NewReader(text))
-		dec.UseNumber()
-		if dec.Decode(&v) != nil {
-			v = text
-		}
-	}
-	switch v := v.(type) {
-	case map[string]any:
-		return v
-	case nil:
-		f.fault(name, paas.MsgNull)
-	default:
-		f.fault(name, fmt.Sprintf("Expected a dictionary of items but got %s.", kindOf(v)))
-	}
-	return nil
-}
-
-// texts is object for one whose values are all texts.
-func (f *form) texts(name string) map[string]string {
-	texts := map[string]string{}
-	for key, v := range f.object(name) {
-		text, ok := v.(string)
-		if !ok {
-			f.fault(name, "Expected a dictionary of strings.")
-			continue
-		}
-		texts[key] = text
-	}
-	return texts
-}
-
-// atMost checks a length.
-func atMost(max int) func(string) []string {
-	return func(s string) []string { return paas.CheckLength(s, max) }
-}

@@ -38,6 +38,9 @@ func (c *call) root() error { return c.reply(http.StatusOK, struct{}{}) }
 
 // register is contract 3.1.
 func (c *call) register() error {
+	if err := c.mayRegister(); err != nil {
+		return err
+	}
 	f, err := c.form()
 	if err != nil {
 		return err

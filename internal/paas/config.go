@@ -73,7 +73,11 @@ func configValue(key string, v any) (string, string) {
 	if !configKeyPattern.MatchString(key) {
 		return "", "Config keys must start with a letter or underscore and only contain [A-z0-9_]"
 	}
-	return Text(v), ""
+	text := Text(v)
+	if hasNull(text) {
+		return "", MsgNullCharacter
+	}
+	return text, ""
 }
 
 func memoryValue(key string, v any) (string, string) {

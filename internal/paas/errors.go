@@ -31,15 +31,26 @@ const (
 type Error struct {
 	Code    Code
 	Message string
+	// Details says more, in lines for the user's terminal and the app's log. The API's answer is
+	// Message alone, since clients compare it (contract 19).
+	Details string
 	// Fields maps a request field to its messages; Message is then empty.
 	Fields map[string][]string
 	// Err is the cause, for our logs only.
 	Err error
 }
 
-// Error returns message and cause, for logs.
+// Text returns message and details.
+func (e *Error) Text() string {
+	if e.Details == "" {
+		return e.Message
+	}
+	return e.Message + "\n" + e.Details
+}
+
+// Error returns message, details and cause, for logs.
 func (e *Error) Error() string {
-	msg := e.Message
+	msg := e.Text()
 	if msg == "" && len(e.Fields) > 0 {
 		msg = fmt.Sprint(e.Fields)
 	}

@@ -56,3 +56,13 @@ func ShellCommand(line string) []string {
 		`if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec /bin/sh -c "$0"; fi`, line,
 	}
 }
+
+// TerminalCommand is ShellCommand for a process at a terminal. The shell stays
+// the first process of its container: the kernel keeps the signal of Ctrl-C from
+// a first process that has no handler for it.
+func TerminalCommand(line string) []string {
+	return []string{
+		"/bin/sh", "-c",
+		`if command -v bash >/dev/null 2>&1; then bash -c "$0"; else /bin/sh -c "$0"; fi; exit $?`, line,
+	}
+}

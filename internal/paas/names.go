@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -27,13 +28,15 @@ const (
 	MsgBlank    = "This field may not be blank."
 	MsgNull     = "This field may not be null."
 	MsgUnique   = "This field must be unique."
+	// MsgNullCharacter is ours: no process can be given such a text.
+	MsgNullCharacter = "Null characters are not allowed."
 )
 
 var (
 	appIDPattern       = regexp.MustCompile(`^[a-z0-9-]+$`)
 	slugPattern        = regexp.MustCompile(`^[-a-zA-Z0-9_]+$`)
 	usernamePattern    = regexp.MustCompile(`^[\w.@+-]+$`)
-	emailPattern       = regexp.MustCompile(`^[^@\s]+@[^@\s]+$`)
+	emailPattern       = regexp.MustCompile(`^[^@\s]+@([^@\s.]+(\.[^@\s.]+)+|localhost)$`)
 	processTypePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
 	domainLabel        = regexp.MustCompile(`^[A-Za-z0-9-]{1,63}$`)
 	allDigits          = regexp.MustCompile(`^[0-9]+$`)
@@ -58,17 +61,16 @@ func CheckLength(s string, max int) []string {
 // CheckAppID returns what is wrong with an app's id (contract 5.1), in the
 // order in which the messages are shown.
 func CheckAppID(id string, reserved ...string) []string {
-	faults := CheckLength(id, MaxAppID)
+	var faults []string
 	if !appIDPattern.MatchString(id) {
 		faults = append(faults, "App IDs can only contain [a-z0-9-].")
 	}
+	if slices.Contains(reserved, id) {
+		faults = append(faults, MsgReserved(id))
+	}
+	faults = append(faults, CheckLength(id, MaxAppID)...)
 	if !slugPattern.MatchString(id) {
 		faults = append(faults, "Enter a valid 'slug' consisting of letters, numbers, underscores or hyphens.")
-	}
-	for _, r := range reserved {
-		if id == r {
-			faults = append(faults, MsgReserved(id))
-		}
 	}
 	return faults
 }
@@ -78,11 +80,11 @@ func MsgReserved(name string) string { return name + " is a reserved name." }
 
 // CheckUsername returns what is wrong with a new user's name (contract 3.1).
 func CheckUsername(name string) []string {
-	faults := CheckLength(name, MaxUsername)
+	var faults []string
 	if !usernamePattern.MatchString(name) {
 		faults = append(faults, "Enter a valid username.")
 	}
-	return faults
+	return append(faults, CheckLength(name, MaxUsername)...)
 }
 
 // CheckEmail returns what is wrong with an address; an empty one is fine.
@@ -97,18 +99,27 @@ func CheckEmail(email string) []string {
 // CheckProcfile returns what is wrong with process types. Their names end up in
 // names of instances and files, so they are letters, digits, _ and -.
 func CheckProcfile(procfile map[string]string) []string {
-	for processType := range procfile {
+	for processType, command := range procfile {
 		if !processTypePattern.MatchString(processType) {
 			return []string{"Process types can only contain [A-Za-z0-9_-]"}
+		}
+		if hasNull(command) {
+			return []string{MsgNullCharacter}
 		}
 	}
 	return nil
 }
 
-// CheckImage refuses the names of the platform's own parts (contract 5.3).
-func CheckImage(image string) error {
-	if platformImage.MatchString(image) {
-		return Errorf(Forbidden, "Repository name %s is not allowed", image)
+// hasNull reports whether a text cannot be an argument or a variable of a
+// process.
+func hasNull(text string) bool { return strings.Contains(text, "\x00") }
+
+// CheckImage refuses the names of the platform's own parts (contract 5.3), and
+// the images that were made here for another app.
+func CheckImage(b Build, app App) error {
+	foreign := strings.HasPrefix(strings.ToLower(strings.TrimSpace(b.Image)), LocalImages) && !b.madeFor(app)
+	if foreign || platformImage.MatchString(b.Image) {
+		return Errorf(Forbidden, "Repository name %s is not allowed", b.Image)
 	}
 	return nil
 }

@@ -5,7 +5,10 @@
 // "contract n.m" in a comment is a section of the Deis v1 contract.
 package paas
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // User is a person or a machine account. Password hash and token never leave
 // the store.
@@ -52,7 +55,8 @@ type Build struct {
 	UUID  string
 	App   string // app UUID
 	Owner string // username
-	// Image is the reference as users see it.
+	// Image is the reference that the engine knows; for users there are Label
+	// and ShownImage.
 	Image string
 	// Digest ("sha256:...") pins the image; empty for builds posted by old
 	// clients, whose Image is then resolved when it is deployed.
@@ -64,6 +68,33 @@ type Build struct {
 	Log        string
 	Created    time.Time
 	Updated    time.Time
+}
+
+// LocalImages begins the references of images that the builder made here; the
+// app's UUID follows.
+const LocalImages = "deis.internal/apps/"
+
+// Label names a build in lines for people: its commit, or else its image
+// (contract 5.4).
+func (b Build) Label() string {
+	if b.SHA != "" {
+		return b.SHA[:min(7, len(b.SHA))]
+	}
+	return b.Image
+}
+
+// ShownImage is the image as the API shows it. One that the builder made is
+// called like its app, as the original has it (contract 6).
+func (b Build) ShownImage(app App) string {
+	if b.madeFor(app) {
+		return app.ID
+	}
+	return b.Image
+}
+
+// madeFor reports whether the builder made the image for an app.
+func (b Build) madeFor(app App) bool {
+	return strings.HasPrefix(b.Image, LocalImages+app.UUID+":") || strings.HasPrefix(b.Image, LocalImages+app.UUID+"@")
 }
 
 // Config is immutable; each change makes a new one. Values are secret.
@@ -144,7 +175,7 @@ type Rollout struct {
 	// current one for scales and restarts.
 	Version int
 	Summary string
-	// Reason says why it failed, for the user. It holds no config values.
+	// Reason says why it failed, or of what a success warns, for the user. It holds no config values.
 	Reason   string
 	Created  time.Time
 	Finished time.Time
@@ -198,12 +229,16 @@ type Instance struct {
 
 // Domain is a custom host name of an app.
 type Domain struct {
-	App     string // app UUID
-	Owner   string // username
+	App   string // app UUID
+	Owner string // username
+	// Name is as the user typed it, without the final dot.
 	Name    string
 	Created time.Time
 	Updated time.Time
 }
+
+// Host is the domain as requests and certificates name it: in lower case.
+func (d Domain) Host() string { return strings.ToLower(d.Name) }
 
 // Certificate is an uploaded certificate, served for the host CommonName.
 type Certificate struct {

@@ -16,12 +16,7 @@ func RollbackSummary(owner string, version int) string {
 }
 
 // DeploySummary is that of a release with a new build (contract 5.4).
-func DeploySummary(b Build) string {
-	if b.SHA == "" {
-		return b.Owner + " deployed " + b.Image
-	}
-	return b.Owner + " deployed " + b.SHA[:min(7, len(b.SHA))]
-}
+func DeploySummary(b Build) string { return b.Owner + " deployed " + b.Label() }
 
 // ConfigSummary is that of a release with a new config, next, made by its
 // owner (contract 5.4). It names keys, never values.

@@ -28,6 +28,7 @@ const (
 const (
 	msgBusy    = "Config changes already in progress."
 	msgCreate  = "aborting, failed to create some containers"
+	msgStart   = "warning, some containers failed to start"
 	msgHealth  = "aborting, app containers failed to respond to health check"
 	msgDestroy = "aborting, failed to destroy some containers"
 	msgNoBuild = "No build associated with this release"
@@ -332,6 +333,7 @@ func (m *Manager) drive(a *app, r paas.Rollout, say func(string)) (outcome, erro
 		if err := s.run(a.ctx, r.State == paas.RolloutStarting); err != nil {
 			return m.giveUp(a, r, w.specs, err)
 		}
+		r.Reason = s.warning
 	}
 	o, err := m.finish(a, r, w.live)
 	if err != nil {
@@ -391,7 +393,7 @@ func (m *Manager) finish(a *app, r paas.Rollout, live []paas.Set) (outcome, erro
 	delete(a.starting, r.ID)
 	r.State = paas.RolloutSucceeded
 	o := outcome{rollout: r, release: release}
-	o.retired = m.publish(a, instances, live)
+	o.retired = m.publish(a, instances, live, true)
 	if err := m.save(a, instances, live); err != nil {
 		poke(a.look)
 	}
@@ -453,7 +455,7 @@ func userText(err error) string {
 		}
 		return strings.Join(faults, "; ")
 	}
-	return e.Message
+	return e.Text()
 }
 
 // awaitRetired waits until what a scale took away is gone, for a bounded time.
@@ -461,17 +463,18 @@ func userText(err error) string {
 func (m *Manager) awaitRetired(ctx context.Context, retired []*retirement) error {
 	limit := time.NewTimer(removalWait)
 	defer limit.Stop()
+	var failed error
 	for _, r := range retired {
 		select {
 		case <-r.tried:
 			if r.err != nil {
-				return &paas.Error{Code: paas.Unavailable, Message: msgDestroy, Err: r.err}
+				failed = &paas.Error{Code: paas.Unavailable, Message: msgDestroy, Err: r.err}
 			}
 		case <-limit.C:
-			return nil
+			return failed
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return nil
+	return failed
 }

@@ -193,7 +193,8 @@ type world struct {
 	m       *Manager
 	stop    func()
 
-	logsFrom time.Time // when the engine's logs appear
+	logsFrom  time.Time // when the engine's logs appear
+	skipWaits bool
 
 	mu      sync.Mutex
 	events  []string
@@ -250,7 +251,7 @@ func (w *world) start() *world {
 func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.metrics = prometheus.NewRegistry()
-	w.m = New(Options{Store: w.store, Engine: spy{w.engine, w}, Router: w, Metrics: w.metrics})
+	w.m = New(Options{Store: w.store, Engine: spy{w.engine, w}, Router: w, Metrics: w.metrics, SkipWaits: w.skipWaits})
 	ended := make(chan error, 1)
 	go func() { ended <- w.m.Run(ctx) }()
 	w.stop = func() {
@@ -464,12 +465,12 @@ func (w *world) wantFailure(err error, texts ...string) {
 	var e *paas.Error
 	errors.As(err, &e)
 	for _, text := range texts {
-		if !strings.Contains(e.Message, text) {
-			w.Errorf("message %q lacks %q", e.Message, text)
+		if !strings.Contains(e.Text(), text) {
+			w.Errorf("text %q lacks %q", e.Text(), text)
 		}
 	}
-	if r := w.store.rollout(); r.State != paas.RolloutFailed || r.Reason != e.Message {
-		w.Errorf("the journal has %s with reason %q, want failed with %q", r.State, r.Reason, e.Message)
+	if r := w.store.rollout(); r.State != paas.RolloutFailed || r.Reason != e.Text() {
+		w.Errorf("the journal has %s with reason %q, want failed with %q", r.State, r.Reason, e.Text())
 	}
 }
 

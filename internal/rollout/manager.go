@@ -15,6 +15,9 @@ import (
 const (
 	// sweepInterval is how often everything is looked at without being told.
 	sweepInterval = 30 * time.Second
+	// sweepSpread is the time over which that is spread, so that many apps are
+	// not looked at all at once.
+	sweepSpread = sweepInterval / 2
 	// minRetry and maxRetry bound the back-off after an error of store or engine;
 	// maxRetry is short, since both are on this machine or should be.
 	minRetry = 250 * time.Millisecond
@@ -62,6 +65,7 @@ type app struct {
 	unrouted map[engine.SetKey]bool
 	repairs  map[engine.SetKey]*repair
 	retiring map[engine.SetKey]bool
+	stuck    map[engine.SetKey]*stuck
 	saved    []paas.Instance
 	known    bool // saved is what the store has
 }
@@ -101,13 +105,13 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-sweep.C:
-			m.sweep(ctx)
+			m.sweep(ctx, sweepSpread)
 		case uuid, ok := <-changes:
 			switch {
 			case !ok:
 				changes = nil
 			case uuid == "":
-				m.sweep(ctx)
+				m.sweep(ctx, 0)
 			default:
 				m.wake(uuid)
 			}
@@ -165,6 +169,7 @@ func (m *Manager) appOf(uuid string) *app {
 		turn: make(chan struct{}, 1), look: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		starting: map[int64]bool{}, unrouted: map[engine.SetKey]bool{},
 		repairs: map[engine.SetKey]*repair{}, retiring: map[engine.SetKey]bool{},
+		stuck: map[engine.SetKey]*stuck{},
 	}
 	m.apps[uuid] = a
 	m.spawnLocked(a, func() { m.follow(a) })
@@ -229,16 +234,25 @@ func (m *Manager) follow(a *app) {
 	}
 }
 
-// sweep wakes every app that the manager, the store or the engine knows.
-func (m *Manager) sweep(ctx context.Context) {
+// sweep wakes every app that the manager, the store or the engine knows, one
+// after the other over a time.
+func (m *Manager) sweep(ctx context.Context, over time.Duration) {
+	m.bury(ctx)
 	uuids, err := m.known(ctx)
 	if err != nil {
 		m.opt.Log.Warn("sweep", "error", err.Error())
 	}
-	for uuid := range uuids {
-		m.wake(uuid)
+	if len(uuids) == 0 {
+		return
 	}
-	m.bury(ctx)
+	m.work.Go(func() {
+		for uuid := range uuids {
+			m.wake(uuid)
+			if over > 0 && !sleep(ctx, over/time.Duration(len(uuids))) {
+				return
+			}
+		}
+	})
 }
 
 // known returns the apps that there are; with an error only those that the manager knows.

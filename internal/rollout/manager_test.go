@@ -163,7 +163,7 @@ func TestFailureKeepsTheOld(t *testing.T) {
 	}{
 		{
 			"create", func(w *world) { w.engine.SetChaos(fake.Chaos{Create: 1}) },
-			[]string{"aborting, failed to create some containers\nw", "could not be created"},
+			[]string{"aborting, failed to create some containers"},
 			time.Second,
 		},
 		{"image", func(w *world) {
@@ -172,8 +172,10 @@ func TestFailureKeepsTheOld(t *testing.T) {
 			})
 		}, []string{"aborting, failed to create some containers\nw", "an internal error"}, time.Second},
 		{
-			"start", func(w *world) { w.engine.SetChaos(fake.Chaos{Start: 1}) },
-			[]string{"aborting, failed to create some containers\nw", "could not be started", "It wrote nothing to its log."},
+			"start", func(w *world) {
+				w.engine.SetPrograms(func(engine.Process) (fake.Program, error) { return fake.Program{Ends: true, Code: 1}, nil })
+			},
+			[]string{"aborting, failed to create some containers\nw", "exit code 1", "It wrote nothing to its log."},
 			time.Second,
 		},
 		{"exit", func(w *world) {
@@ -456,9 +458,67 @@ func TestScaleDownThatFails(t *testing.T) {
 		if paas.CodeOf(err) != paas.Unavailable || userText(err) != "aborting, failed to destroy some containers" {
 			t.Errorf("%v", err)
 		}
+		w.want("rows", w.rows(), []string{"web.1@1 up", "web.2@2 error", "web.3@2 error"})
+		if _, _, err = w.do(Request{Kind: paas.RolloutScale, Formation: map[string]int{"web": 1}}); paas.CodeOf(err) != paas.Unavailable {
+			t.Errorf("at once again: %v", err)
+		}
+		w.engine.SetChaos(fake.Chaos{})
+		w.scale(map[string]int{"web": 1}) // which waits for no retry
+		w.want("after a retry", w.rows(), []string{"web.1@1 up"})
+		w.want("instances", w.list(), []string{"web.1@1 up"})
+
+		w.scale(map[string]int{"web": 3})
+		w.engine.SetChaos(fake.Chaos{Destroy: 1})
+		if _, _, err = w.do(Request{Kind: paas.RolloutScale, Formation: map[string]int{"web": 1}}); err == nil {
+			t.Error("no error")
+		}
 		w.engine.SetChaos(fake.Chaos{})
 		time.Sleep(time.Minute)
-		w.want("in the end", w.list(), []string{"web.1@1 up"})
+		w.want("in the end", w.rows(), []string{"web.1@1 up"})
+		w.want("instances in the end", w.list(), []string{"web.1@1 up"})
+	})
+}
+
+// What an engine excuses is a warning (contract 7, step 4), and is repaired like any crash.
+func TestExcusedStart(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		webApp(w)
+		w.engine.SetChaos(fake.Chaos{Start: 1})
+		var said []string
+		r, _, err := w.do(Request{
+			Kind: paas.RolloutScale, Formation: map[string]int{"web": 2, "worker": 1},
+			Progress: func(line string) { said = append(said, line) },
+		})
+		if err != nil || r.Reason != msgStart || !slices.Contains(said, msgStart) {
+			t.Errorf("scale: %v, warning %q, progress %q", err, r.Reason, said)
+		}
+		w.want("rows", w.rows(), []string{"web.1@1 up", "web.2@2 crashed", "worker.1@2 crashed"})
+		w.engine.SetChaos(fake.Chaos{})
+		time.Sleep(time.Minute)
+		w.want("in the end", w.rows(), []string{"web.1@1 up", "web.2@2 up", "worker.1@2 up"})
+	})
+}
+
+// With SkipWaits no pause takes time, and each still counts.
+func TestSkipWaits(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.skipWaits = true
+		began := time.Now()
+		webApp(w).scale(map[string]int{"web": 1, "worker": 2})
+		w.addConfig("c2", paas.Config{Values: map[string]string{"HEALTHCHECK_URL": "/", "HEALTHCHECK_INITIAL_DELAY": "600"}})
+		w.engine.SetProbe(func(_ engine.Instance, c engine.Check) error {
+			if c.Path == "" {
+				return nil
+			}
+			return errors.New("no")
+		})
+		_, _, err := w.do(Request{Kind: paas.RolloutConfig, Config: "c2"})
+		w.wantFailure(err, msgHealth, "not healthy after 2m0s")
+		w.engine.SetProbe(nil)
+		w.mustDo(Request{Kind: paas.RolloutConfig, Config: "c2"})
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
 	})
 }
 

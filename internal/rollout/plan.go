@@ -160,9 +160,6 @@ func restartNums(live []paas.Set, processType string, num int) map[string][]int 
 	return restart
 }
 
-// shell runs the command line in $0 by bash where the image has it, else by sh.
-const shell = `if command -v bash >/dev/null 2>&1; then exec bash -c "$0"; else exec /bin/sh -c "$0"; fi`
-
 // command is what a process type runs: its line of the Procfile, or nil for the
 // image's own command.
 func command(b paas.Build, processType string) []string {
@@ -170,7 +167,7 @@ func command(b paas.Build, processType string) []string {
 	if !ok {
 		return nil
 	}
-	return []string{"/bin/sh", "-c", shell, line}
+	return paas.ShellCommand(line)
 }
 
 // inputs are what sets run with.

@@ -191,7 +191,7 @@ func TestSpec(t *testing.T) {
 	}
 	want := engine.SetSpec{SetKey: engine.SetKey{App: "u", Type: "web", Generation: 4}, Nums: []int{1}, Process: engine.Process{
 		AppID: "blog", Version: 7, Image: "i", Digest: "sha256:d",
-		Command: []string{"/bin/sh", "-c", shell, `serve "$PORT"`},
+		Command: paas.ShellCommand(`serve "$PORT"`),
 		Env:     map[string]string{"A": "b", "DEIS_APP": "blog", "DEIS_RELEASE": "v7"},
 		Memory:  512 << 20, CPUShares: 300,
 	}}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/deis/deis/internal/engine"
@@ -29,10 +28,18 @@ type repair struct {
 	last   time.Time     // end of the last attempt
 }
 
+// stuck is the state of instances whose removal has failed. A change of the app
+// tries it again at once, the reconciler when it is due.
+type stuck struct {
+	delay time.Duration
+	until time.Time
+	err   error // of the last attempt
+}
+
 // retirement is the removal of instances that nobody wants any more.
 type retirement struct {
-	tried chan struct{} // closed after the first attempt
-	err   error         // of the first attempt; read it after tried is closed
+	tried chan struct{} // closed after the attempt, when the API knows its outcome
+	err   error         // read it after tried is closed
 }
 
 // reconcile looks at engine and store and acts on the difference: it publishes
@@ -49,16 +56,17 @@ func (m *Manager) reconcile(a *app) error {
 	if err != nil {
 		return fmt.Errorf("read the live sets of app %s: %w", a.uuid, err)
 	}
-	m.publish(a, instances, live)
+	m.publish(a, instances, live, false)
 	return m.save(a, instances, live)
 }
 
 // publish makes the routes follow what is live and up, and then starts and
-// removes what is not as it should be. It returns the removals. a.mu is held.
-func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set) []*retirement {
+// removes what is not as it should be. It returns the removals; urgent says that
+// a change waits for them. a.mu is held.
+func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set, urgent bool) []*retirement {
 	generation := m.opt.Router.SetTargets(a.uuid, targets(instances, live))
 	m.repairAll(a, instances, live)
-	return m.retireAll(a, instances, live, generation)
+	return m.retireAll(a, instances, live, generation, urgent)
 }
 
 // targets are the running instances of live sets of routed types.
@@ -79,13 +87,18 @@ func wanted(inst engine.Instance, live []paas.Set) bool {
 }
 
 // save keeps the API's view of the instances: those that are live, running or
-// not, and those of rollouts under way. What is only being removed is not in it. a.mu is held.
+// not, those of rollouts under way, and those that could not be removed. What is
+// only being removed is not in it. a.mu is held.
 func (m *Manager) save(a *app, instances []engine.Instance, live []paas.Set) error {
 	var rows []paas.Instance
 	there := map[engine.SetKey][]int{}
 	for _, inst := range instances {
 		if !wanted(inst, live) && !a.starting[inst.Generation] {
-			continue
+			left := a.stuck[inst.SetKey]
+			if left == nil {
+				continue
+			}
+			inst.State, inst.Reason = paas.StateError, userText(left.err)
 		}
 		there[inst.SetKey] = append(there[inst.SetKey], inst.Num)
 		rows = append(rows, paas.Instance{
@@ -251,8 +264,8 @@ func (m *Manager) apply(ctx context.Context, set paas.Set, nums []int) error {
 
 // retireAll removes what is neither live nor being started, and returns the
 // removals that this call began. generation is that of the routing table
-// without it. a.mu is held.
-func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set, generation uint64) []*retirement {
+// without it. What is stuck waits until it is due, unless it is urgent. a.mu is held.
+func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set, generation uint64, urgent bool) []*retirement {
 	surplus := map[engine.SetKey][]int{}
 	for _, inst := range instances {
 		if !wanted(inst, live) && !a.starting[inst.Generation] {
@@ -264,11 +277,19 @@ func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set
 		if a.retiring[key] {
 			continue // and then the reconciler looks again
 		}
+		if left := a.stuck[key]; left != nil && !urgent && time.Now().Before(left.until) {
+			continue
+		}
 		r := &retirement{tried: make(chan struct{})}
 		routed := paas.Routed(key.Type) && !a.unrouted[key]
 		if m.spawn(a, func() { m.retire(a, key, nums, generation, routed, r) }) {
 			a.retiring[key] = true
 			begun = append(begun, r)
+		}
+	}
+	for key := range a.stuck {
+		if surplus[key] == nil {
+			delete(a.stuck, key)
 		}
 	}
 	for key := range a.unrouted {
@@ -285,22 +306,41 @@ func (m *Manager) retire(a *app, key engine.SetKey, nums []int, generation uint6
 	if routed && !m.opt.Router.Drained(a.ctx, generation, m.opt.DrainLimit) && a.ctx.Err() == nil {
 		m.opt.Log.Info("requests were still under way", "app", a.uuid, "type", key.Type, "generation", key.Generation)
 	}
-	var tried sync.Once
-	m.retry(a.ctx, "remove instances", func() error {
-		if a.ctx.Err() != nil {
-			return a.ctx.Err() // what was not drained stays for the next controller
-		}
-		err := m.drop(a.ctx, a, key, nums)
-		if err != nil {
-			tried.Do(func() { r.err = err; close(r.tried) })
-		}
-		return err
-	})
+	if a.ctx.Err() != nil { // what was not drained stays for the next controller
+		close(r.tried)
+		return
+	}
+	r.err = m.drop(a.ctx, a, key, nums)
 	a.mu.Lock()
 	delete(a.retiring, key)
+	known := m.removed(a, key, r.err)
 	a.mu.Unlock()
-	poke(a.look)
-	tried.Do(func() { close(r.tried) }) // the next scale can begin a removal of its own
+	if known || m.reconcile(a) != nil {
+		poke(a.look)
+	}
+	close(r.tried)
+}
+
+// removed notes how the removal of a set's instances went. It is false when what the API says of
+// them changes with it. a.mu is held.
+func (m *Manager) removed(a *app, key engine.SetKey, err error) (known bool) {
+	left := a.stuck[key]
+	switch {
+	case err == nil:
+		delete(a.stuck, key)
+		return left == nil
+	case a.ctx.Err() != nil:
+		return true
+	case left == nil:
+		left = &stuck{}
+		a.stuck[key] = left
+	}
+	left.delay = min(max(2*left.delay, minRetry), maxRetry)
+	left.until, left.err = time.Now().Add(left.delay), err
+	time.AfterFunc(left.delay, func() { poke(a.look) })
+	m.opt.Log.Warn("instances could not be removed", "app", a.uuid, "type", key.Type, "generation", key.Generation,
+		"retry", left.delay.String(), "error", err.Error())
+	return false
 }
 
 // drop removes these numbers of a set and no others: more may have become

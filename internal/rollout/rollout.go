@@ -66,6 +66,10 @@ type Options struct {
 	Log    *slog.Logger
 	// StartTimeout bounds how long a new instance may take to serve while it shows no progress.
 	StartTimeout time.Duration
+	// SkipWaits makes the pauses of a start take no time: those between probes, the initial
+	// delay of a health check, the moment that a process must run. They count as if they had gone by. It is for
+	// engines whose instances need no time either.
+	SkipWaits bool
 	// DrainLimit bounds how long old instances are kept for requests under way.
 	DrainLimit time.Duration
 	// Metrics, if set, gets the manager's metrics.

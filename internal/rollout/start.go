@@ -41,6 +41,8 @@ type starter struct {
 	health     health
 	redact     func(string) string
 	say        func(string)
+	// warning is what went wrong without being a reason to give up.
+	warning string
 	// replaced are the IDs of instances that ended while no controller looked,
 	// perhaps in a reboot: Apply replaces them.
 	replaced map[string]bool
@@ -79,7 +81,7 @@ func (s *starter) run(ctx context.Context, again bool) error {
 	group.Go(func() error { return s.observe(ctx, applied) })
 	err := group.Wait()
 	if f := (*fault)(nil); errors.As(err, &f) {
-		return paas.Errorf(paas.Unavailable, "%s\n%s", f.headline, s.describe(s.app.ctx, f))
+		return &paas.Error{Code: paas.Unavailable, Message: f.headline, Details: s.describe(s.app.ctx, f)}
 	}
 	return err
 }
@@ -101,10 +103,11 @@ func (s *starter) apply(ctx context.Context) error {
 			if err == nil {
 				return nil
 			}
-			return &paas.Error{
-				Code: paas.Unavailable, Err: err,
-				Message: fmt.Sprintf("%s\n%s: %s", msgCreate, spec.Type, s.redact(userText(err))),
+			failed := &paas.Error{Code: paas.Unavailable, Message: msgCreate, Err: err}
+			if text := userText(err); text != "" {
+				failed.Details = fmt.Sprintf("%s: %s", spec.Type, s.redact(text))
 			}
+			return failed
 		})
 	}
 	return group.Wait()
@@ -199,7 +202,7 @@ func (s *starter) judge(instances []engine.Instance, healthy map[string]bool, ap
 	}
 	at := map[place]engine.Instance{}
 	for _, inst := range instances {
-		if hasEnded(inst) && !s.replaced[inst.ID] {
+		if hasEnded(inst) && !s.replaced[inst.ID] && !inst.Excused {
 			return false, &fault{headline: msgCreate, inst: inst, reason: ended(inst)}
 		}
 		at[place{inst.Type, inst.Num}] = inst
@@ -212,8 +215,12 @@ func (s *starter) judge(instances []engine.Instance, healthy map[string]bool, ap
 				inst = engine.Instance{SetKey: spec.SetKey, Num: num}
 				return false, &fault{headline: msgCreate, inst: inst, reason: "it was removed while it started"}
 			}
-			done = done && inst.State == paas.StateUp && healthy[inst.ID]
+			done = done && (inst.Excused || inst.State == paas.StateUp && healthy[inst.ID])
 		}
+	}
+	if done && slices.ContainsFunc(instances, func(i engine.Instance) bool { return i.Excused }) {
+		s.warning = msgStart
+		s.say(msgStart)
 	}
 	return done, nil
 }
@@ -240,30 +247,50 @@ func (s *starter) await(ctx context.Context, inst engine.Instance, passed chan<-
 // awaitHealthy waits for the port and then for the health check, or, for types
 // that are not routed, until the instance has run for a moment.
 func (s *starter) awaitHealthy(ctx context.Context, inst engine.Instance) error {
+	c := &clock{skips: s.m.opt.SkipWaits}
 	if !paas.Routed(inst.Type) {
-		sleep(ctx, settle-time.Since(inst.Started))
+		c.sleep(ctx, settle-c.since(inst.Started))
 		return ctx.Err()
 	}
 	open := engine.Check{Timeout: s.health.check.Timeout}
-	if err := s.poll(ctx, inst, open, s.lastLine); err != nil {
+	if err := s.poll(ctx, c, inst, open, s.lastLine); err != nil {
 		return err
 	}
 	if s.health.check.Path == "" {
 		return nil
 	}
-	if !sleep(ctx, s.health.delay-time.Since(inst.Started)) {
+	if !c.sleep(ctx, s.health.delay-c.since(inst.Started)) {
 		return ctx.Err()
 	}
 	// Checks that are answered may well be logged: here a line is no progress.
-	return s.poll(ctx, inst, s.health.check, nil)
+	return s.poll(ctx, c, inst, s.health.check, nil)
+}
+
+// clock tells the time of one instance's start.
+type clock struct {
+	skips   bool          // sleeping takes no time
+	skipped time.Duration // but counts
+}
+
+func (c *clock) now() time.Time { return time.Now().Add(c.skipped) }
+
+func (c *clock) since(t time.Time) time.Duration { return c.now().Sub(t) }
+
+// sleep is false when ctx ended first.
+func (c *clock) sleep(ctx context.Context, d time.Duration) bool {
+	if !c.skips {
+		return sleep(ctx, d)
+	}
+	c.skipped += max(d, 0)
+	return ctx.Err() == nil
 }
 
 // poll asks until a check passes. It gives up after StartTimeout without progress,
 // of which the time is told by progress, and after maxStart in any case.
-func (s *starter) poll(ctx context.Context, inst engine.Instance, check engine.Check,
+func (s *starter) poll(ctx context.Context, c *clock, inst engine.Instance, check engine.Check,
 	progress func(context.Context, engine.Instance) time.Time,
 ) error {
-	began := time.Now()
+	began := c.now()
 	limit, last := began.Add(s.m.opt.StartTimeout), began.Add(maxStart)
 	word := began.Add(sayAfter)
 	for pause := minPoll; ; pause = min(pause*3/2, maxPoll) {
@@ -274,7 +301,7 @@ func (s *starter) poll(ctx context.Context, inst engine.Instance, check engine.C
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		now := time.Now()
+		now := c.now()
 		if now.After(limit) && progress != nil {
 			limit = progress(ctx, inst).Add(s.m.opt.StartTimeout)
 		}
@@ -286,7 +313,7 @@ func (s *starter) poll(ctx context.Context, inst engine.Instance, check engine.C
 			s.say(fmt.Sprintf("Waiting for %s: %s", name(inst), s.redact(probeText(err))))
 			word = now.Add(sayEvery)
 		}
-		sleep(ctx, pause)
+		c.sleep(ctx, pause)
 	}
 }
 
@@ -324,7 +351,7 @@ func (s *starter) lines(ctx context.Context, inst engine.Instance) []engine.LogL
 // describe says what happened to an instance, with its last lines.
 func (s *starter) describe(ctx context.Context, f *fault) string {
 	lines := s.lines(ctx, f.inst)
-	if len(lines) == 0 && sleep(ctx, tailWait) {
+	if len(lines) == 0 && !s.m.opt.SkipWaits && sleep(ctx, tailWait) {
 		lines = s.lines(ctx, f.inst)
 	}
 	var text strings.Builder

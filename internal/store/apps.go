@@ -13,7 +13,7 @@ import (
 
 const (
 	appColumns = "a.uuid, a.id, u.username, a.structure, a.created, a.updated"
-	appTables  = "apps a JOIN users u ON u.id = a.owner_id"
+	appTables  = "apps a LEFT JOIN users u ON u.id = a.owner_id" // LEFT, so that counting needs no user
 )
 
 func scanApp(row scanner) (a paas.App, err error) {
@@ -69,8 +69,11 @@ func (s *Store) AppByUUID(ctx context.Context, uuid string) (paas.App, error) {
 
 // Apps lists what a user may use, in the order of creation; superusers see all.
 func (s *Store) Apps(ctx context.Context, u paas.User, p Page) (List[paas.App], error) {
-	return page(ctx, s.reads, p, scanApp, appColumns, appTables+` WHERE NOT a.deleting AND (? OR a.owner_id = ? OR
-		EXISTS (SELECT 1 FROM app_permissions p WHERE p.app = a.uuid AND p.user_id = ?))`, "a.seq", u.Superuser, u.ID, u.ID)
+	if u.Superuser {
+		return page(ctx, s.reads, p, scanApp, appColumns, appTables+" WHERE NOT a.deleting", "a.seq")
+	}
+	return page(ctx, s.reads, p, scanApp, appColumns, appTables+` WHERE NOT a.deleting AND a.uuid IN
+		(SELECT uuid FROM apps WHERE owner_id = ? UNION SELECT app FROM app_permissions WHERE user_id = ?)`, "a.seq", u.ID, u.ID)
 }
 
 // AllApps lists every app that is not being deleted.
@@ -230,7 +233,7 @@ func scanBuild(row scanner) (b paas.Build, err error) {
 
 // CreateBuild stores a build with its log and fills in identity and times.
 func (s *Store) CreateBuild(ctx context.Context, b *paas.Build) error {
-	act := paas.Activity{User: b.Owner, App: b.App, Text: b.Owner + " submitted build " + b.Image}
+	act := paas.Activity{User: b.Owner, App: b.App, Text: b.Owner + " submitted build " + b.Label()}
 	return s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
 		owner, err := userID(ctx, tx, b.Owner)
 		if err != nil {
@@ -290,7 +293,7 @@ func (s *Store) CreateDomain(ctx context.Context, d *paas.Domain) error {
 		if err := appExists(ctx, tx, d.App); err != nil {
 			return err
 		}
-		if taken, err := exists(ctx, tx, "SELECT 1 FROM domains WHERE name = ?", d.Name); err != nil || taken {
+		if taken, err := exists(ctx, tx, "SELECT 1 FROM domains WHERE lower(name) = ?", d.Host()); err != nil || taken {
 			return errors.Join(err, unique(taken, "domain"))
 		}
 		seq, err := next(ctx, tx, "domains")
@@ -308,17 +311,17 @@ func (s *Store) Domains(ctx context.Context, app string, p Page) (List[paas.Doma
 	return page(ctx, s.reads, p, scanDomain, domainColumns, domainTables+" WHERE d.app = ?", "d.seq", app)
 }
 
-// AppByDomain returns the app that has a custom domain.
-func (s *Store) AppByDomain(ctx context.Context, name string) (paas.App, error) {
+// AppByDomain returns the app that has a custom domain; host is in lower case.
+func (s *Store) AppByDomain(ctx context.Context, host string) (paas.App, error) {
 	return one(ctx, s.reads, scanApp, "SELECT "+appColumns+" FROM "+appTables+
-		" JOIN domains d ON d.app = a.uuid WHERE d.name = ? AND NOT a.deleting", name)
+		" JOIN domains d ON d.app = a.uuid WHERE lower(d.name) = ? AND NOT a.deleting", host)
 }
 
-// DeleteDomain takes a host name from an app.
+// DeleteDomain takes a host name, in whatever spelling, from an app.
 func (s *Store) DeleteDomain(ctx context.Context, actor, app, name string) error {
 	act := paas.Activity{User: actor, App: app, Text: fmt.Sprintf("domain %s removed", name)}
 	return s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
-		return execOne(ctx, tx, "DELETE FROM domains WHERE name = ? AND app = ?", name, app)
+		return execOne(ctx, tx, "DELETE FROM domains WHERE lower(name) = lower(?) AND app = ?", name, app)
 	})
 }
 
@@ -351,13 +354,33 @@ func (s *Store) CreatePush(ctx context.Context, p *Push) error {
 	})
 }
 
-// BeginRun records a one-off run and returns its number.
-func (s *Store) BeginRun(ctx context.Context, actor string, app paas.App, command string) (num int, err error) {
+// BeginRun records a one-off run of a release and returns its number, which
+// counts from 1 in each app (contract 5.7). Its row is an instance of type run
+// and of generation 0, which no rollout has.
+func (s *Store) BeginRun(ctx context.Context, actor string, app paas.App, version int, command string) (num int, err error) {
 	act := paas.Activity{User: actor, App: app.UUID, Text: fmt.Sprintf("%s runs '%s'", actor, command)}
 	err = s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
-		n, err := next(ctx, tx, "runs")
-		num = int(n)
-		return err
+		if err := appExists(ctx, tx, app.UUID); err != nil {
+			return err
+		}
+		seq, err := next(ctx, tx, "instances")
+		if err != nil {
+			return err
+		}
+		t := now()
+		return tx.QueryRowContext(ctx, `INSERT INTO instances (uuid, seq, app, version, type, num, generation, state, reason, created, updated)
+			SELECT ?, ?, ?, ?, 'run', COALESCE(MAX(num), 0) + 1, 0, ?, '', ?, ?
+			FROM instances WHERE app = ? AND generation = 0 AND type = 'run' RETURNING num`,
+			newUUID(), seq, app.UUID, version, string(paas.StateInitialized), t, t, app.UUID).Scan(&num)
 	})
 	return num, err
+}
+
+// EndRun records that a one-off run is over and nothing of it is left. It is nil
+// when the app is gone.
+func (s *Store) EndRun(ctx context.Context, app string, num int) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		return exec(ctx, tx, "UPDATE instances SET state = ?, updated = ? WHERE app = ? AND generation = 0 AND type = 'run' AND num = ?",
+			string(paas.StateDestroyed), now(), app, num)
+	})
 }

@@ -109,6 +109,9 @@ func (s *Store) FailRollout(ctx context.Context, id int64, reason string) error 
 // or its version is not the next one.
 func (s *Store) FinishRollout(ctx context.Context, r paas.Rollout, live []paas.Set) (release paas.Release, err error) {
 	act := paas.Activity{User: r.Owner, App: r.App, Text: rolloutText(r)}
+	if r.Reason != "" {
+		act.Text += "\n" + r.Reason
+	}
 	err = s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
 		err := execOne(ctx, tx, "UPDATE rollouts SET state = 'succeeded', finished = ? WHERE id = ? AND state IN "+unfinished, now(), r.ID)
 		if paas.CodeOf(err) == paas.NotFound {
@@ -181,10 +184,14 @@ func (s *Store) UnfinishedRollouts(ctx context.Context) ([]paas.Rollout, error) 
 // LiveSets lists the sets that should run, of one app or (app "") of all. Apps
 // that are being deleted have none.
 func (s *Store) LiveSets(ctx context.Context, app string) ([]paas.Set, error) {
+	where, args := "WHERE NOT a.deleting", []any(nil)
+	if app != "" {
+		where, args = where+" AND l.app = ?", []any{app}
+	}
 	return collect(ctx, s.reads, func(row scanner) (set paas.Set, err error) {
 		return set, row.Scan(&set.App, &set.Type, &set.Generation, &set.Version, &set.Build, &set.Config, encoded{&set.Nums})
 	}, `SELECT l.app, l.type, l.generation, l.version, l.build, l.config, l.nums FROM live_sets l JOIN apps a ON a.uuid = l.app
-		WHERE NOT a.deleting AND (? = '' OR l.app = ?) ORDER BY l.app, l.type, l.generation`, app, app)
+		`+where+" ORDER BY l.app, l.type, l.generation", args...)
 }
 
 const instanceColumns = "i.uuid, i.app, i.version, i.type, i.num, i.generation, i.state, i.reason, i.created, i.updated"
@@ -210,8 +217,8 @@ type instanceKey struct {
 
 func keyOf(i paas.Instance) instanceKey { return instanceKey{i.Generation, i.Type, i.Num} }
 
-// SaveInstances replaces the rows of an app's instances, a cache of what the
-// engine said. Instances keep UUID and Created where generation, type and
+// SaveInstances replaces the rows of an app's instances but one-offs, a cache of
+// what the engine said. Instances keep UUID and Created where generation, type and
 // number are equal. Nothing is written when nothing has changed.
 func (s *Store) SaveInstances(ctx context.Context, app string, instances []paas.Instance) error {
 	known, err := s.instanceRows(ctx, s.reads, app)
@@ -265,7 +272,7 @@ func saveInstance(ctx context.Context, tx *sql.Tx, app string, known map[instanc
 }
 
 func (s *Store) instanceRows(ctx context.Context, q querier, app string) (map[instanceKey]paas.Instance, error) {
-	rows, err := collect(ctx, q, scanInstance, "SELECT "+instanceColumns+" FROM instances i WHERE i.app = ?", app)
+	rows, err := collect(ctx, q, scanInstance, "SELECT "+instanceColumns+" FROM instances i WHERE i.app = ? AND i.generation > 0", app)
 	known := make(map[instanceKey]paas.Instance, len(rows))
 	for _, i := range rows {
 		known[keyOf(i)] = i

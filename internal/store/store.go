@@ -53,6 +53,7 @@ type Store struct {
 	vault  *vault
 	lock   *os.File
 	hasher hasher
+	news   news
 }
 
 // Open opens the database in a directory, deis.db with secret.key beside it,
@@ -227,7 +228,7 @@ func (s *Store) write(ctx context.Context, fn func(tx *sql.Tx) error) error {
 // mutate runs one transaction together with its row of activity, which fn may
 // complete.
 func (s *Store) mutate(ctx context.Context, a paas.Activity, fn func(tx *sql.Tx, a *paas.Activity) error) error {
-	return s.write(ctx, func(tx *sql.Tx) error {
+	err := s.write(ctx, func(tx *sql.Tx) error {
 		if err := fn(tx, &a); err != nil {
 			return err
 		}
@@ -238,17 +239,10 @@ func (s *Store) mutate(ctx context.Context, a paas.Activity, fn func(tx *sql.Tx,
 		return exec(ctx, tx, "INSERT INTO activity (id, at, username, app, text) VALUES (?, ?, ?, ?, ?)",
 			id, now(), a.User, a.App, a.Text)
 	})
-}
-
-// Activities lists the last n rows about an app, oldest first.
-func (s *Store) Activities(ctx context.Context, app string, n int) ([]paas.Activity, error) {
-	rows, err := collect(ctx, s.reads, func(row scanner) (a paas.Activity, err error) {
-		return a, row.Scan(&a.ID, (*stamp)(&a.At), &a.User, &a.App, &a.Text)
-	}, "SELECT id, at, username, app, text FROM activity WHERE app = ? ORDER BY id DESC LIMIT ?", app, n)
-	for i, j := 0, len(rows)-1; i < j; i, j = i+1, j-1 {
-		rows[i], rows[j] = rows[j], rows[i]
+	if err == nil {
+		s.news.tell(a.App)
 	}
-	return rows, err
+	return err
 }
 
 // Page asks for a part of a list.

@@ -1,21 +1,18 @@
 package deis
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/paas"
 	"github.com/spf13/cobra"
 )
 
@@ -49,7 +46,7 @@ func (c *cli) appCommands() []*cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return c.openApp(cmd.Context()) },
 	}
 	c.withApp(open)
-	return []*cobra.Command{c.createCommand(), list, info, open, c.logsCommand(), c.runCommand(), c.destroyCommand()}
+	return []*cobra.Command{c.createCommand(), list, info, open, c.logsCommand(), c.runCommand(), c.transferCommand(), c.destroyCommand()}
 }
 
 // creation is what apps:create is told.
@@ -90,7 +87,7 @@ func (c *cli) create(ctx context.Context, opt creation) error {
 		}
 	}
 	app := api.App{}
-	err = c.progress("Creating application", func() (string, error) {
+	err = c.progress("Creating Application", func() (string, error) {
 		body := map[string]string{}
 		if opt.id != "" {
 			body["id"] = opt.id
@@ -111,10 +108,32 @@ func (c *cli) create(ctx context.Context, opt creation) error {
 		}
 	}
 	if addRemote {
-		return c.addRemote(ctx, s, opt.remote, app.ID)
+		if err := c.addRemote(ctx, s, opt.remote, app.ID); err != nil {
+			return err
+		}
+		c.warnWithoutKey(ctx)
+		c.hint("Next: git push %s master", opt.remote)
+		return nil
 	}
-	c.say("To push to it from a git repository, use `deis git:remote --app=%s` there.", app.ID)
+	if err := s.learnGitURL(ctx); err != nil {
+		return err
+	}
+	c.say("remote available at %s", s.remoteURL(app.ID))
+	if !opt.noRemote {
+		c.complain("There is no git repository here to push from.")
+		c.try("git init && deis git:remote --app=" + app.ID)
+	}
 	return nil
+}
+
+// warnWithoutKey tells those who have no SSH key that a push would be refused.
+func (c *cli) warnWithoutKey(ctx context.Context) {
+	keys, err := list[api.Key](ctx, c, "/v1/keys/")
+	if err != nil || keys.Count > 0 {
+		return // that the app exists is what counts here
+	}
+	c.complain("You have given the controller no SSH key yet, so git push would be refused.")
+	c.try("deis keys:add")
 }
 
 // checkRemoteFree refuses to create an app while the git remote that it would
@@ -231,130 +250,30 @@ func (c *cli) openApp(ctx context.Context) error {
 	return nil
 }
 
-func (c *cli) logsCommand() *cobra.Command {
-	lines := 0
+func (c *cli) transferCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "apps:logs",
-		Aliases: []string{"logs"},
-		Short:   "Show the last lines that an app and the platform wrote",
-		Example: "deis logs --lines=50",
-		Args:    exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().Changed("lines") && lines < 1 {
-				return usage(cmd, "--lines must be 1 or more.")
-			}
-			return c.logs(cmd.Context(), lines)
-		},
+		Use:     "apps:transfer <user>",
+		Short:   "Give an app to another user, who then owns it",
+		Example: "deis apps:transfer bob --app=demo",
+		Args:    exactly(1),
+		RunE:    func(cmd *cobra.Command, args []string) error { return c.transfer(cmd.Context(), args[0]) },
 	}
 	c.withApp(cmd)
-	cmd.Flags().IntVarP(&lines, "lines", "n", 0, "how `many` to show; default: 1000")
 	return cmd
 }
 
-func (c *cli) logs(ctx context.Context, lines int) error {
+func (c *cli) transfer(ctx context.Context, user string) error {
 	s, app, err := c.forApp(ctx)
 	if err != nil {
 		return err
 	}
-	path := appPath(app, "logs")
-	if lines > 0 {
-		path += "?log_lines=" + strconv.Itoa(lines)
+	err = c.progress("Transferring "+app+" to "+user, func() (string, error) {
+		return "", s.api.Call(ctx, http.MethodPost, appPath(app, ""), map[string]string{"owner": user}, nil)
+	})
+	if paas.CodeOf(err) == paas.NotFound && !c.appIsMissing(ctx) {
+		return noSuchUser(user)
 	}
-	resp, err := s.api.Do(ctx, http.MethodGet, path, nil, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusNoContent {
-		c.complain("%s has logged nothing yet.", app)
-		return nil
-	}
-	body := bufio.NewReader(resp.Body)
-	if first, err := body.Peek(1); err == nil && first[0] == '"' {
-		return c.quotedLogs(body)
-	}
-	return c.copyLogs(body)
-}
-
-// quotedLogs is for servers up to API 1.6, which send the text as one JSON
-// string (contract 5.8).
-func (c *cli) quotedLogs(body io.Reader) error {
-	text := ""
-	if err := json.NewDecoder(body).Decode(&text); err != nil {
-		return fmt.Errorf("read the logs: %w", err)
-	}
-	return c.copyLogs(bufio.NewReader(strings.NewReader(text)))
-}
-
-// copyLogs prints lines of any length; on a terminal the process that wrote
-// one, its second word, has a colour of its own.
-func (c *cli) copyLogs(body *bufio.Reader) error {
-	for {
-		line, err := body.ReadString('\n')
-		if line != "" {
-			if !strings.HasSuffix(line, "\n") {
-				line += "\n"
-			}
-			fmt.Fprint(c.out, c.colourLog(line))
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read the logs: %w", err)
-		}
-	}
-}
-
-func (c *cli) colourLog(line string) string {
-	words := strings.SplitN(line, " ", 3)
-	if len(words) < 3 || !coloured(c.out) {
-		return line
-	}
-	sum := 0
-	for _, b := range []byte(words[1]) {
-		sum += int(b)
-	}
-	return fmt.Sprintf("\x1b[%dm%s %s\x1b[0m %s", 31+sum%6, words[0], words[1], words[2])
-}
-
-func (c *cli) runCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "apps:run <command>...",
-		Aliases: []string{"run"},
-		Short:   "Run a command once in a new instance of an app",
-		Long: `Its output is shown when it is over, and its exit status becomes this one's. Options for
-deis come before the command, all after it are the command's own.`,
-		Example: "deis run --app=demo ls -l",
-		Args:    atLeast(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.run(cmd.Context(), strings.Join(args, " "))
-		},
-	}
-	c.withApp(cmd)
-	cmd.Flags().SetInterspersed(false)
-	return cmd
-}
-
-func (c *cli) run(ctx context.Context, command string) error {
-	s, app, err := c.forApp(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(c.err, "Running `%s`...\n", command)
-	answer := []json.RawMessage{}
-	if err := s.api.Call(ctx, http.MethodPost, appPath(app, "run"), map[string]string{"command": command}, &answer); err != nil {
-		return err
-	}
-	status, output := 0, ""
-	if len(answer) != 2 || json.Unmarshal(answer[0], &status) != nil || json.Unmarshal(answer[1], &output) != nil {
-		return errors.New("the controller's answer is not the one expected")
-	}
-	fmt.Fprint(c.out, output)
-	if status != 0 {
-		return exitStatus(status)
-	}
-	return nil
+	return err
 }
 
 func (c *cli) destroyCommand() *cobra.Command {
@@ -384,8 +303,11 @@ func (c *cli) destroy(ctx context.Context, confirm string) error {
 		}
 		c.complain("WARNING: Potentially Destructive Action\nThis command will destroy the application: %s", app)
 		c.complain("To proceed, type %q or re-run this command with --confirm=%s", app, app)
-		if confirm, err = c.ask(ctx, "\n> "); errors.Is(err, errNoTerminal) {
-			return &failure{text: "Not confirmed; nothing was destroyed.", status: statusUsage}
+		if confirm, err = c.reply(ctx, "\n> "); errors.Is(err, errNoTerminal) {
+			return &failure{
+				text: "Not confirmed; nothing was destroyed.", status: statusUsage,
+				next: []string{"deis destroy --app=" + app + " --confirm=" + app},
+			}
 		} else if err != nil {
 			return err
 		}
@@ -393,7 +315,7 @@ func (c *cli) destroy(ctx context.Context, confirm string) error {
 	if confirm != app {
 		return fail(fmt.Sprintf("App %s does not match confirm %s, aborting.", app, confirm))
 	}
-	err = c.timed("Destroying "+app, func() error {
+	err = c.timed("Destroying "+app+"...", func() error {
 		return s.api.Call(ctx, http.MethodDelete, appPath(app, ""), nil, nil)
 	})
 	if err != nil {

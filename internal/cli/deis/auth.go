@@ -3,6 +3,7 @@ package deis
 import (
 	"context"
 	"net/http"
+	"strings"
 
 	"github.com/deis/deis/internal/paas"
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ func (c *cli) authCommands() []*cobra.Command {
 			return nil
 		},
 	}
-	return []*cobra.Command{c.registerCommand(), c.loginCommand(), logout, whoami, c.passwdCommand()}
+	return []*cobra.Command{c.registerCommand(), c.loginCommand(), logout, whoami, c.passwdCommand(), c.regenerateCommand(), c.cancelCommand()}
 }
 
 func (c *cli) registerCommand() *cobra.Command {
@@ -128,23 +129,29 @@ func (c *cli) register(ctx context.Context, address string, a account) error {
 		return fail("The name "+a.username+" is taken.", "deis login "+s.Controller+" --username="+a.username,
 			"deis register "+s.Controller+" --username=<other name>")
 	}
+	if paas.CodeOf(err) == paas.Forbidden && strings.Contains(err.Error(), "credentials were not provided") {
+		return fail("Only administrators may register users at "+s.Controller+".",
+			"deis login "+s.Controller+"   as an administrator, then register again")
+	}
 	if err != nil {
 		return err
 	}
 	c.say("Registered %s", a.username)
-	return c.login(ctx, s, a)
+	if err := c.login(ctx, s, a); err != nil {
+		return err
+	}
+	c.hint("Next: deis keys:add, then deis create in the git repository of your app")
+	return nil
 }
 
 // login gets a token and keeps it.
 func (c *cli) login(ctx context.Context, s *session, a account) error {
-	answer := struct {
-		Token string `json:"token"`
-	}{}
-	body := map[string]string{"username": a.username, "password": a.password}
-	if err := s.api.Call(ctx, http.MethodPost, "/v1/auth/login/", body, &answer); err != nil {
+	if err := s.authenticate(ctx, a.username, a.password); err != nil {
 		return err
 	}
-	s.Username, s.Token, s.api.Token = a.username, answer.Token, answer.Token
+	if old, err := loadSettings(); err == nil {
+		s.ResponseLimit = old.ResponseLimit
+	}
 	if err := s.learnGitURL(ctx); err != nil {
 		return err
 	}
@@ -152,6 +159,19 @@ func (c *cli) login(ctx context.Context, s *session, a account) error {
 		return err
 	}
 	c.say("Logged in as %s", s.Username)
+	return nil
+}
+
+// authenticate makes the session a user's; nothing is saved.
+func (s *session) authenticate(ctx context.Context, username, password string) error {
+	answer := struct {
+		Token string `json:"token"`
+	}{}
+	body := map[string]string{"username": username, "password": password}
+	if err := s.api.Call(ctx, http.MethodPost, "/v1/auth/login/", body, &answer); err != nil {
+		return err
+	}
+	s.Username, s.Token, s.api.Token = username, answer.Token, answer.Token
 	return nil
 }
 
@@ -208,7 +228,7 @@ func (c *cli) passwd(ctx context.Context, username, password, fresh string) erro
 	body["new_password"] = fresh
 	err = s.api.Call(ctx, http.MethodPost, "/v1/auth/passwd/", body, nil)
 	if paas.CodeOf(err) == paas.NotFound {
-		return fail("There is no user " + username + ".")
+		return noSuchUser(username)
 	}
 	if err != nil {
 		return err

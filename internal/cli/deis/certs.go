@@ -1,6 +1,7 @@
 package deis
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -49,23 +50,35 @@ name that you list.`,
 		Short:   "Remove a certificate",
 		Example: "deis certs:remove www.example.com",
 		Args:    exactly(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.removeCert(cmd.Context(), args[0]) },
+
+		ValidArgsFunction: first(c.completing(c.certNames)),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.removeCert(cmd.Context(), args[0]) },
 	}
 	return []*cobra.Command{list, add, remove}
 }
 
 func (c *cli) listCerts(ctx context.Context) error {
-	s, err := c.loggedIn()
-	if err != nil {
+	if _, err := c.loggedIn(); err != nil {
 		return err
 	}
 	page, err := list[api.Cert](ctx, c, "/v1/certs/")
 	if err != nil {
 		return err
 	}
-	return show(c, s.Username+" Certificates", page, func(cert api.Cert) []string {
-		return []string{cert.CommonName, "expires " + cert.Expires}
-	})
+	if c.json {
+		return show(c, "", page, nil)
+	}
+	if len(page.Results) == 0 {
+		c.say("No certs")
+		return nil
+	}
+	rows := [][]string{{"Common Name", "Expires"}, {"-----------", "-------"}}
+	for _, cert := range page.Results {
+		rows = append(rows, []string{cert.CommonName, cert.Expires})
+	}
+	c.table(rows)
+	c.complainOfMore(len(page.Results), page.Count)
+	return nil
 }
 
 func (c *cli) addCert(ctx context.Context, certFile, keyFile string, names []string) error {
@@ -88,6 +101,10 @@ func (c *cli) addCert(ctx context.Context, certFile, keyFile string, names []str
 			err := s.api.Call(ctx, http.MethodPost, "/v1/certs/", body, &answer)
 			return "done, " + answer.CommonName, err
 		})
+		if fieldError(err, "common_name", notUnique) {
+			return fail("There is a certificate for "+cmp.Or(body.CommonName, "that name")+" already.",
+				"deis certs", "deis certs:remove <domain>   and add the new one")
+		}
 		if err != nil {
 			return err
 		}

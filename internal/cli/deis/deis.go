@@ -28,6 +28,9 @@ func Run(ctx context.Context, args []string, std Streams) int {
 	c := &cli{in: std.In, out: std.Out, err: std.Err, args: args}
 	root := c.root()
 	root.SetArgs(append([]string{}, args...))
+	if program, argv := plugin(root, args); program != "" {
+		return c.report(ctx, becomePlugin(program, argv))
+	}
 	return c.report(ctx, root.ExecuteContext(ctx))
 }
 
@@ -61,13 +64,13 @@ func (c *cli) nouns() []noun {
 		{"Account", c.authCommands()},
 		{"SSH keys", c.keyCommands()},
 		{"Apps", c.appCommands()},
-		{"Config", c.configCommands()},
+		{"Config", slices.Concat(c.configCommands(), c.limitCommands(), c.tagCommands())},
 		{"Processes", c.psCommands()},
 		{"Builds and releases", append(c.buildCommands(), c.releaseCommands()...)},
 		{"Domains and certificates", append(c.domainCommands(), c.certCommands()...)},
-		{"Collaborators", c.permCommands()},
+		{"People", slices.Concat(c.permCommands(), c.userCommands())},
 		{"Git", c.gitCommands()},
-		{"More", []*cobra.Command{c.versionCommand()}},
+		{"More", append(c.topics(), c.versionCommand())},
 	}
 }
 
@@ -81,7 +84,9 @@ func (c *cli) root() *cobra.Command {
 		SilenceUsage:       true,
 		Version:            api.PlatformVersion,
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+		ValidArgsFunction:  completeShortcuts,
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	for _, n := range c.nouns() {
 		root.AddGroup(&cobra.Group{ID: n.title, Title: n.title})
 		for _, cmd := range n.commands {
@@ -103,8 +108,11 @@ func (c *cli) root() *cobra.Command {
 }
 
 // runRoot shows the help; it is also reached with options that only commands have.
-func (c *cli) runRoot(cmd *cobra.Command, _ []string) error {
-	if len(c.args) > 0 {
+func (c *cli) runRoot(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) > 0: // checkName has listed the noun's commands
+		return nil
+	case len(c.args) > 0:
 		return usage(cmd, "Unknown option %s.", c.args[0])
 	}
 	c.help(cmd)
@@ -115,6 +123,9 @@ func (c *cli) runRoot(cmd *cobra.Command, _ []string) error {
 // spelled like it.
 func (c *cli) checkName(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
+		return nil
+	}
+	if c.listNoun(root, args[0]) {
 		return nil
 	}
 	names := &cobra.Command{SuggestionsMinimumDistance: 2}
@@ -173,6 +184,9 @@ func wrongCount(cmd *cobra.Command, args []string) error {
 func (c *cli) withApp(cmds ...*cobra.Command) {
 	for _, cmd := range cmds {
 		cmd.Flags().StringVarP(&c.app, "app", "a", "", "the app; default: from the git remote, or the directory's `name`")
+		if err := cmd.RegisterFlagCompletionFunc("app", c.completing(c.appNames)); err != nil {
+			panic(err) // --app is declared one line above
+		}
 	}
 }
 
@@ -187,7 +201,7 @@ func (c *cli) withJSON(cmds ...*cobra.Command) {
 func (c *cli) withList(cmds ...*cobra.Command) {
 	c.withJSON(cmds...)
 	for _, cmd := range cmds {
-		cmd.Flags().IntVarP(&c.limit, "limit", "l", 0, "how `many` to show at most; default: 100")
+		cmd.Flags().IntVarP(&c.limit, "limit", "l", 0, "how `many` to show at most; default: response_limit in your settings, 100")
 	}
 }
 

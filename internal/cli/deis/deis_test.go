@@ -56,6 +56,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PORT", plain.Port())
 			env.Setenv("URL", "http://deis.localhost:"+plain.Port())
 			env.Setenv("TLS_PORT", secure.Port())
+			env.Setenv("MULTI", "one\ntwo \"and\" \\three")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -32,7 +32,9 @@ func (c *cli) domainCommands() []*cobra.Command {
 		Short:   "Stop serving an app under a domain",
 		Example: "deis domains:remove www.example.com",
 		Args:    exactly(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.removeDomain(cmd.Context(), args[0]) },
+
+		ValidArgsFunction: first(c.completing(c.domainNames)),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.removeDomain(cmd.Context(), args[0]) },
 	}
 	c.withApp(list, add, remove)
 	c.withList(list)
@@ -60,9 +62,13 @@ func (c *cli) addDomain(ctx context.Context, domain string) error {
 	if err != nil {
 		return err
 	}
-	return c.progress("Adding "+domain+" to "+app, func() (string, error) {
+	err = c.progress("Adding "+domain+" to "+app, func() (string, error) {
 		return "", s.api.Call(ctx, http.MethodPost, appPath(app, "domains/"), map[string]string{"domain": domain}, nil)
 	})
+	if fieldError(err, "domain", notUnique) {
+		return fail(domain+" is taken, by this app or another.", "deis domains --app="+app, "deis domains:remove "+domain+" --app=<app>")
+	}
+	return err
 }
 
 func (c *cli) removeDomain(ctx context.Context, domain string) error {

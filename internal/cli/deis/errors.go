@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/paas"
@@ -31,9 +32,13 @@ type failure struct {
 	// next is what to type now, the likeliest first.
 	next   []string
 	status int // statusError when 0
+	err    error
 }
 
 func (f *failure) Error() string { return f.text }
+
+// Unwrap returns the cause, for those who must tell failures apart.
+func (f *failure) Unwrap() error { return f.err }
 
 // fail makes a failure from a text and the commands that may help.
 func fail(text string, next ...string) error { return &failure{text: text, next: next} }
@@ -67,14 +72,19 @@ func (c *cli) report(ctx context.Context, err error) int {
 	}
 	f := c.explain(ctx, err)
 	c.complain("%s", f.text)
-	for i, line := range f.next {
+	c.try(f.next...)
+	return max(f.status, statusError)
+}
+
+// try says what to type next, the likeliest first.
+func (c *cli) try(next ...string) {
+	for i, line := range next {
 		lead := "Try: "
 		if i > 0 {
 			lead = " or: "
 		}
 		c.complain("%s%s", lead, line)
 	}
-	return max(f.status, statusError)
 }
 
 // explain says in the user's terms what went wrong.
@@ -99,7 +109,10 @@ func (c *cli) explainAnswer(ctx context.Context, e *paas.Error) *failure {
 	text := answerText(e)
 	switch {
 	case e.Code == paas.Unauthorized && c.session.Token != "":
-		return &failure{text: "Your login is not valid any more.", next: []string{"deis login " + c.session.Controller}}
+		return &failure{
+			text: "Your login is not valid any more.",
+			next: []string{"deis login " + c.session.Controller + " --username=" + c.session.Username},
+		}
 	case e.Code == paas.NotFound && c.current != "" && c.appIsMissing(ctx):
 		return c.noSuchApp()
 	case e.Code == paas.Internal:
@@ -110,7 +123,42 @@ func (c *cli) explainAnswer(ctx context.Context, e *paas.Error) *failure {
 	case text == "":
 		return &failure{text: fmt.Sprintf("The controller answered %d.", api.StatusOf(e))}
 	}
-	return &failure{text: text}
+	return &failure{text: text, next: c.advice(ctx, e, text)}
+}
+
+// advice is what to type after what the controller says (contract 19).
+func (c *cli) advice(ctx context.Context, e *paas.Error, text string) []string {
+	controller := c.session.Controller
+	for words, next := range map[string][]string{
+		"No build associated": {"git push deis master", "deis pull <image> --app=" + c.current},
+		"Unable to log in": {
+			"deis login " + controller + "      with another name or password",
+			"deis register " + controller + "   if you have no account",
+		},
+		"still has applications assigned": {"deis apps", "deis apps:transfer <user> --app=<app>", "deis destroy --app=<app>"},
+		"Registration is disabled":        {"deis login " + controller},
+		"already in progress":             {"the same again in a moment"},
+		"does not exist in application":   {"deis ps --app=" + c.current + "   to see the types that run"},
+	} {
+		if strings.Contains(text, words) {
+			return next
+		}
+	}
+	if e.Code == paas.Forbidden && c.session.Token != "" {
+		return []string{c.permission(ctx)}
+	}
+	return nil
+}
+
+// permission is what somebody else can type so that the user may.
+func (c *cli) permission(ctx context.Context) string {
+	switch {
+	case c.current == "":
+		return "deis perms:create " + c.session.Username + " --admin   as an administrator"
+	case c.session.api.Call(ctx, http.MethodGet, appPath(c.current, ""), nil, nil) == nil: // a collaborator already
+		return "deis info --app=" + c.current + "   to see the owner: only he may do that"
+	}
+	return "deis perms:create " + c.session.Username + " --app=" + c.current + "   as its owner"
 }
 
 // appIsMissing tells a missing app from something missing in an app.
@@ -189,6 +237,9 @@ func sentence(s string) string {
 	return s + "."
 }
 
+// otherController is what to type where the address may be wrong.
+const otherController = "deis login <controller>   with its address, usually http://deis.<domain>"
+
 // explainTransport says why the controller could not be asked.
 func (s *session) explainTransport(err *url.Error) *failure {
 	again := "deis login " + s.Controller
@@ -196,8 +247,8 @@ func (s *session) explainTransport(err *url.Error) *failure {
 		return &failure{
 			text: "The certificate of " + s.Controller + " is not trusted: " + cert.Err.Error(),
 			next: []string{
-				"SSL_CERT_FILE=<authority.pem> deis ...   to trust the authority that signed it",
-				again + " --ssl-verify=false",
+				"export SSL_CERT_FILE=<authority.pem>   to trust the authority that signed it",
+				again + " --ssl-verify=false   to trust any certificate from now on",
 			},
 		}
 	}
@@ -205,12 +256,22 @@ func (s *session) explainTransport(err *url.Error) *failure {
 		insecure := "http" + strings.TrimPrefix(s.Controller, "https")
 		return &failure{text: s.Controller + " does not speak HTTPS.", next: []string{"deis login " + insecure}}
 	}
-	reason := err.Err.Error()
+	text := "Cannot reach the controller at " + s.Controller + ": "
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		reason = "the name " + dns.Name + " is not known"
+		reason := "the name " + dns.Name + " is not known."
+		if !dns.IsNotFound {
+			reason = "your name server does not answer for " + dns.Name + ": " + dns.Err
+		}
+		return &failure{text: text + reason, next: []string{"getent hosts " + dns.Name + "   to see whether the name can be found", otherController}}
 	}
-	return &failure{
-		text: "Cannot reach the controller at " + s.Controller + ": " + reason,
-		next: []string{"deisctl status        on the server, to see whether it runs", again + "   if the address has changed"},
+	reason := err.Err.Error()
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		reason = "nothing listens there (connection refused)."
+	case err.Timeout():
+		reason = fmt.Sprintf("no answer within %s.", dialTime)
+	case strings.Contains(reason, "malformed HTTP"):
+		reason = "what answers there is no web server."
 	}
+	return &failure{text: text + reason, next: []string{"deisctl status   on the server, to see whether it runs", otherController}}
 }

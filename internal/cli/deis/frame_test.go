@@ -171,6 +171,9 @@ func TestEveryCommandHasHelp(t *testing.T) {
 	names := []string{}
 	for _, cmd := range (&cli{}).root().Commands() {
 		names = append(append(names, cmd.Name()), cmd.Aliases...)
+		if !cmd.Runnable() {
+			continue // a text
+		}
 		words := strings.Fields(cmd.Example)
 		if len(words) < 2 || words[0] != "deis" || !slices.Contains(append(cmd.Aliases, cmd.Name()), words[1]) {
 			t.Errorf("%s has the example %q", cmd.Name(), cmd.Example)

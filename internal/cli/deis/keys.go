@@ -47,7 +47,9 @@ The key is named after its comment, or else after the file.`,
 		Short:   "Remove an SSH key",
 		Example: "deis keys:remove alice@laptop",
 		Args:    exactly(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.removeKey(cmd.Context(), args[0]) },
+
+		ValidArgsFunction: first(c.completing(c.keyNames)),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.removeKey(cmd.Context(), args[0]) },
 	}
 	return []*cobra.Command{list, add, remove}
 }
@@ -91,9 +93,16 @@ func (c *cli) addKey(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return c.progress("Uploading "+filepath.Base(file)+" to deis", func() (string, error) {
+	err = c.progress("Uploading "+filepath.Base(file)+" to deis", func() (string, error) {
 		return "", s.api.Call(ctx, http.MethodPost, "/v1/keys/", key, nil)
 	})
+	switch {
+	case fieldError(err, "public", notUnique):
+		return fail("The controller has this key already, as yours or another user's.", "deis keys", "ssh-keygen -t ed25519   for a key of your own")
+	case fieldError(err, "id", notUnique):
+		return fail("You have another key called "+key.ID+".", "deis keys:remove "+shellQuote(key.ID))
+	}
+	return err
 }
 
 // chooseKey offers the public keys in ~/.ssh.
@@ -166,7 +175,7 @@ func readKey(file string) (api.Key, error) {
 func readFile(file string, limit int64) ([]byte, error) {
 	info, err := os.Stat(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fail("There is no file " + file + ".")
+		return nil, &failure{text: "There is no file " + file + ".", err: err}
 	}
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func (c *cli) permCommands() []*cobra.Command {
 	}
 	create := &cobra.Command{
 		Use:     "perms:create <user>",
-		Aliases: []string{"sharing:create"},
+		Aliases: []string{"sharing:add"},
 		Short:   "Let a user work on an app",
 		Example: "deis perms:create bob --app=demo",
 		Args:    exactly(1),
@@ -37,10 +37,12 @@ func (c *cli) permCommands() []*cobra.Command {
 	}
 	remove := &cobra.Command{
 		Use:     "perms:delete <user>",
-		Aliases: []string{"sharing:delete"},
+		Aliases: []string{"sharing:remove"},
 		Short:   "End a user's work on an app",
 		Example: "deis perms:delete bob --app=demo",
 		Args:    exactly(1),
+
+		ValidArgsFunction: first(c.completing(c.collaboratorNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changePerm(cmd.Context(), args[0], admin, false)
 		},
@@ -76,17 +78,28 @@ func (c *cli) listPerms(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answer := struct {
-		Users []string `json:"users"`
-	}{}
-	if err := s.api.Call(ctx, http.MethodGet, appPath(app, "perms/"), nil, &answer); err != nil {
+	users, err := s.collaborators(ctx, app)
+	if err != nil {
 		return err
 	}
-	page := api.List[userName]{Count: len(answer.Users), Results: []userName{}}
-	for _, name := range answer.Users {
+	page := api.List[userName]{Count: len(users), Results: []userName{}}
+	for _, name := range users {
 		page.Results = append(page.Results, userName{name})
 	}
 	return show(c, app+"'s Users", page, userName.row)
+}
+
+func (s *session) collaborators(ctx context.Context, app string) ([]string, error) {
+	answer := struct {
+		Users []string `json:"users"`
+	}{}
+	err := s.api.Call(ctx, http.MethodGet, appPath(app, "perms/"), nil, &answer)
+	return answer.Users, err
+}
+
+// noSuchUser is the failure of a command about a user who does not exist.
+func noSuchUser(name string) error {
+	return fail("There is no user "+name+".", "deis users   as an administrator, to see who there is")
 }
 
 // changePerm grants or revokes a permission on an app or the platform.
@@ -114,7 +127,7 @@ func (c *cli) changePerm(ctx context.Context, user string, admin, grant bool) er
 		return "", s.api.Call(ctx, method, path, body, nil)
 	})
 	if paas.CodeOf(err) == paas.NotFound && (admin || !c.appIsMissing(ctx)) {
-		return fail("There is no user " + user + ".")
+		return noSuchUser(user)
 	}
 	return err
 }

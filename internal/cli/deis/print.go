@@ -1,8 +1,10 @@
 package deis
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -81,17 +83,11 @@ func (c *cli) printJSON(v any) error {
 // show prints a page of results: under --json the bare array, else a heading
 // and one row for each.
 func show[T any](c *cli, title string, page api.List[T], row func(T) []string) error {
-	count := fmt.Sprintf(" (%d of %d)", len(page.Results), page.Count)
-	if len(page.Results) >= page.Count {
-		count = ""
-	}
 	if c.json {
-		if count != "" {
-			c.complain("Not all are shown%s; --limit=%d shows them.", count, page.Count)
-		}
+		c.complainOfMore(len(page.Results), page.Count)
 		return c.printJSON(page.Results)
 	}
-	c.heading("%s%s", title, count)
+	c.heading("%s%s", title, shownOf(len(page.Results), page.Count))
 	rows := [][]string{}
 	for _, r := range page.Results {
 		rows = append(rows, row(r))
@@ -100,15 +96,71 @@ func show[T any](c *cli, title string, page api.List[T], row func(T) []string) e
 	return nil
 }
 
-// progress prints what is being done, does it, and adds what do returns, "done"
-// if that is empty; on a terminal a dot for each second shows that it goes on.
-// Under --json it prints to standard error.
-func (c *cli) progress(doing string, do func() (string, error)) error {
-	w := c.out
-	if c.json {
-		w = c.err
+// shownOf is " (2 of 3)" where a list is not shown to its end (contract 2.4).
+func shownOf(shown, count int) string {
+	if shown >= count {
+		return ""
 	}
+	return fmt.Sprintf(" (%d of %d)", shown, count)
+}
+
+// complainOfMore says so where that is not in the heading.
+func (c *cli) complainOfMore(shown, count int) {
+	if shown < count {
+		c.complain("Not all are shown%s; --limit=%d shows them.", shownOf(shown, count), count)
+	}
+}
+
+// hint tells a person, at a terminal, what usually comes next; scripts are not
+// bothered.
+func (c *cli) hint(format string, args ...any) {
+	if isTerminal(c.err) {
+		fmt.Fprintf(c.err, format+"\n", args...)
+	}
+}
+
+// progress prints what is being done, does it, and adds what do returns, "done"
+// if that is empty. Under --json it prints to standard error.
+func (c *cli) progress(doing string, do func() (string, error)) error {
+	w := c.progressTo()
 	fmt.Fprint(w, doing+"...")
+	done, err := withDots(w, do)
+	if err != nil {
+		done = "failed"
+	}
+	fmt.Fprintln(w, " "+cmp.Or(done, "done"))
+	return err
+}
+
+// timed is progress for what takes a while: how long is said at the end, in a
+// line of its own.
+func (c *cli) timed(doing string, do func() error) error {
+	w, start := c.progressTo(), time.Now()
+	fmt.Fprint(w, doing)
+	_, err := withDots(w, func() (string, error) { return "", do() })
+	if err != nil {
+		fmt.Fprintln(w, "\nfailed")
+		return err
+	}
+	fmt.Fprintf(w, "\ndone in %ds\n", int(time.Since(start).Round(time.Second).Seconds()))
+	return nil
+}
+
+func (c *cli) progressTo() io.Writer {
+	if c.json {
+		return c.err
+	}
+	return c.out
+}
+
+// drink is what the original offers with what takes a while; scripts look for
+// the line.
+func drink() string {
+	return "but first, " + cmp.Or(os.Getenv("DEIS_DRINK_OF_CHOICE"), "coffee") + "!"
+}
+
+// withDots shows on a terminal, by a dot for each second, that it goes on.
+func withDots(w io.Writer, do func() (string, error)) (string, error) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -125,24 +177,9 @@ func (c *cli) progress(doing string, do func() (string, error)) error {
 			}
 		}
 	}()
-	done, err := do()
-	close(stop)
-	<-stopped
-	switch {
-	case err != nil:
-		done = "failed"
-	case done == "":
-		done = "done"
-	}
-	fmt.Fprintln(w, " "+done)
-	return err
-}
-
-// timed is progress that says at the end how long it took.
-func (c *cli) timed(doing string, do func() error) error {
-	start := time.Now()
-	return c.progress(doing, func() (string, error) {
-		err := do()
-		return fmt.Sprintf("done in %ds", int(time.Since(start).Round(time.Second).Seconds())), err
-	})
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
+	return do()
 }

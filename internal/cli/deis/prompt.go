@@ -28,6 +28,27 @@ func (c *cli) ask(ctx context.Context, prompt string) (string, error) {
 	return await(ctx, func() (string, error) { return readLine(c.in) })
 }
 
+// confirm asks a question that "y" affirms. As with the original, the answer
+// may come from a pipe; errNoTerminal says that nobody answered.
+func (c *cli) confirm(ctx context.Context, question string) (bool, error) {
+	answer, err := c.reply(ctx, question)
+	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes"), err
+}
+
+// reply is ask where the answer may come from a pipe.
+func (c *cli) reply(ctx context.Context, prompt string) (string, error) {
+	if isTerminal(c.in) {
+		return c.ask(ctx, prompt)
+	}
+	fmt.Fprint(c.err, prompt)
+	answer, err := awaitLine(ctx, func() (string, error) { return readLine(c.in) })
+	fmt.Fprintln(c.err)
+	if errors.Is(err, io.EOF) {
+		err = errNoTerminal
+	}
+	return answer, err
+}
+
 // askSecret is ask without echo.
 func (c *cli) askSecret(ctx context.Context, prompt string) (string, error) {
 	if !isTerminal(c.in) {
@@ -47,9 +68,18 @@ func (c *cli) askSecret(ctx context.Context, prompt string) (string, error) {
 	})
 }
 
-// await returns when read does or ctx ends; then the read is left to the end of
-// the process, since nothing can interrupt it.
+// await is awaitLine where the end of the input is a failure.
 func await(ctx context.Context, read func() (string, error)) (string, error) {
+	text, err := awaitLine(ctx, read)
+	if errors.Is(err, io.EOF) {
+		return "", fail("No answer was given.")
+	}
+	return text, err
+}
+
+// awaitLine returns when read does or ctx ends; then the read is left to the end
+// of the process, since nothing can interrupt it.
+func awaitLine(ctx context.Context, read func() (string, error)) (string, error) {
 	type answer struct {
 		text string
 		err  error
@@ -61,9 +91,6 @@ func await(ctx context.Context, read func() (string, error)) (string, error) {
 	}()
 	select {
 	case a := <-got:
-		if errors.Is(a.err, io.EOF) {
-			return "", fail("No answer was given.")
-		}
 		return a.text, a.err
 	case <-ctx.Done():
 		return "", ctx.Err()
@@ -81,6 +108,8 @@ func readLine(r io.Reader) (string, error) {
 			return strings.TrimSpace(string(line)), nil
 		case n == 1:
 			line = append(line, b[0])
+		case errors.Is(err, io.EOF) && len(line) > 0:
+			return strings.TrimSpace(string(line)), nil
 		case err != nil:
 			return "", err
 		}

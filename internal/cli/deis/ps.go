@@ -3,9 +3,11 @@ package deis
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +37,9 @@ func (c *cli) psCommands() []*cobra.Command {
 		Short:   "Set how many processes of a type run",
 		Example: "deis scale web=3 worker=1",
 		Args:    atLeast(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.scale(cmd, args) },
+
+		ValidArgsFunction: c.completing(c.processTypesWith("=")),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.scale(cmd, args) },
 	}
 	restart := &cobra.Command{
 		Use:     "ps:restart [<type>[.<number>]]",
@@ -43,6 +47,8 @@ func (c *cli) psCommands() []*cobra.Command {
 		Short:   "Restart all processes, those of a type, or one",
 		Example: "deis restart web.1",
 		Args:    between(0, 1),
+
+		ValidArgsFunction: first(c.completing(c.processNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.restart(cmd, strings.Join(args, ""))
 		},
@@ -70,7 +76,7 @@ func (c *cli) printProcesses(app string, page api.List[api.Container]) {
 	all := slices.SortedFunc(slices.Values(page.Results), func(a, b api.Container) int {
 		return cmp.Or(strings.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num))
 	})
-	c.heading("%s Processes", app)
+	c.heading("%s Processes%s", app, shownOf(len(page.Results), page.Count))
 	previous := ""
 	for _, p := range all {
 		if p.Type != previous {
@@ -79,27 +85,28 @@ func (c *cli) printProcesses(app string, page api.List[api.Container]) {
 		}
 		c.say("%s.%d %s (%s)", p.Type, p.Num, p.State, p.Release)
 	}
-	if len(page.Results) < page.Count {
-		c.complain("%d of %d are shown; --limit=%d shows all.", len(page.Results), page.Count, page.Count)
-	}
 }
 
+// scalePair takes all process types that a Procfile may have; the original's
+// were letters only.
+var scalePair = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9_-]*)=0*([0-9]{1,9})$`)
+
 func (c *cli) scale(cmd *cobra.Command, args []string) error {
-	formation := map[string]int{}
-	for _, arg := range args {
-		kind, number, _ := strings.Cut(arg, "=")
-		n, err := strconv.Atoi(number)
-		if err != nil || n < 0 || kind == "" {
-			return usage(cmd, "%s is not of the form <type>=<number>.", arg)
-		}
-		formation[kind] = n
+	formation, err := c.pairs(cmd, args, scalePair, func(_ int, arg string) string {
+		return fmt.Sprintf("'%s' does not match the pattern 'type=num', ex: web=2", arg)
+	})
+	if err != nil {
+		return err
+	}
+	for kind, number := range formation {
+		formation[kind] = json.Number(number.(string))
 	}
 	ctx := cmd.Context()
 	s, app, err := c.forApp(ctx)
 	if err != nil {
 		return err
 	}
-	err = c.timed("Scaling processes", func() error {
+	err = c.timed("Scaling processes... "+drink(), func() error {
 		return s.api.Call(ctx, http.MethodPost, appPath(app, "scale/"), formation, nil)
 	})
 	if err != nil {
@@ -127,7 +134,7 @@ func (c *cli) restart(cmd *cobra.Command, which string) error {
 		return err
 	}
 	restarted := []api.Container{}
-	err = c.timed("Restarting processes", func() error {
+	err = c.timed("Restarting processes... "+drink(), func() error {
 		return s.api.Call(ctx, http.MethodPost, appPath(app, path+"restart/"), nil, &restarted)
 	})
 	if err != nil {

@@ -26,6 +26,8 @@ func (c *cli) releaseCommands() []*cobra.Command {
 		Short:   "Show one release",
 		Example: "deis releases:info v3",
 		Args:    exactly(1),
+
+		ValidArgsFunction: first(c.completing(c.releaseNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			version, err := parseVersion(cmd, args[0])
 			if err != nil {
@@ -41,6 +43,8 @@ func (c *cli) releaseCommands() []*cobra.Command {
 		Long:    "That makes a new release with the build and the config of the old one.",
 		Example: "deis rollback v3",
 		Args:    between(0, 1),
+
+		ValidArgsFunction: first(c.completing(c.releaseNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			version := 0
 			if len(args) == 1 {

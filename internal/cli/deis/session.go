@@ -107,6 +107,8 @@ func removeSettings() error {
 type session struct {
 	settings
 	api *api.Client
+	// version is the API version that the last answer named, "" if it named none.
+	version string
 }
 
 // connect makes a session from settings; nothing is sent yet.
@@ -118,7 +120,8 @@ func (c *cli) connect(s settings) *session {
 		UserAgent: "Deis Client v" + api.PlatformVersion,
 		HTTP:      httpClient(s.SSLVerify),
 		OnAnswer: func(h http.Header) {
-			c.checkVersion(h.Get(api.HeaderAPIVersion))
+			se.version = cmp.Or(h.Get(api.HeaderAPIVersion), h.Get(api.HeaderAPIVersionOld))
+			c.checkVersion(se.version)
 			se.GitURL = cmp.Or(h.Get(api.HeaderGitURL), se.GitURL)
 		},
 	}
@@ -145,7 +148,7 @@ func (c *cli) forApp(ctx context.Context) (*session, string, error) {
 	return s, app, err
 }
 
-// checkVersion warns once when the controller speaks another API version.
+// checkVersion warns once when the controller speaks another API version (contract 13).
 func (c *cli) checkVersion(server string) {
 	if server == "" || server == api.Version || c.warned {
 		return
@@ -153,21 +156,45 @@ func (c *cli) checkVersion(server string) {
 	c.warned = true
 	c.complain("WARNING: Client and server API versions do not match. Please consider upgrading.")
 	c.complain("Client version: %s  Server version: %s", api.Version, server)
+	c.try(upgrade(server))
+}
+
+// upgrade is what to type where client and server do not go together.
+func upgrade(server string) string {
+	if apiNumber(server) > apiNumber(api.Version) {
+		return "deis version   and get the client of the server's version: this one is older"
+	}
+	return "deisctl status   on the server, and upgrade it: it is older than this client"
+}
+
+// apiNumber makes versions comparable: 1007 for "1.7", 0 for what is none.
+func apiNumber(version string) int {
+	major, minor, _ := strings.Cut(version, ".")
+	a, err := strconv.Atoi(major)
+	if err != nil {
+		return 0
+	}
+	b, _ := strconv.Atoi(minor)
+	return 1000*a + b
 }
 
 // probe makes sure, for a session without token, that a controller is at the
 // address: it must refuse those who do not say who they are (contract 2.1).
 func (s *session) probe(ctx context.Context) error {
 	err := s.api.Call(ctx, http.MethodGet, "/v1/", nil, nil)
-	if paas.CodeOf(err) == paas.Unauthorized {
-		return nil
-	}
 	_, unreachable := errors.AsType[*url.Error](err)
-	if unreachable || strings.Contains(fmt.Sprint(err), "HTTPS server") {
+	switch {
+	case paas.CodeOf(err) == paas.Unauthorized && s.version != "":
+		return nil
+	case unreachable, strings.Contains(fmt.Sprint(err), "HTTPS server"):
 		return err
+	case s.version != "" && apiNumber(s.version) != apiNumber(api.Version):
+		return fail(s.Controller+" is a Deis controller, but this client cannot talk to it.", upgrade(s.version))
+	case paas.CodeOf(err) == paas.Unavailable, s.version != "":
+		return fail(s.Controller+" does not work at the moment.", "deisctl status   on the server, to see why", otherController)
 	}
-	return fail(s.Controller+" does not appear to be a valid Deis controller.",
-		"deis login <controller>   with its address, usually http://deis.<domain>")
+	return fail(s.Controller+" does not appear to be a valid Deis controller.\n"+
+		"Make sure that the Controller URI is correct and the server is running.", otherController)
 }
 
 // parseController makes "http://host:port" of what the user typed.
@@ -190,7 +217,7 @@ func appPath(app, rest string) string { return "/v1/apps/" + url.PathEscape(app)
 
 // list gets one page of a list, as long as --limit or the settings say.
 func list[T any](ctx context.Context, c *cli, path string) (api.List[T], error) {
-	limit := cmp.Or(c.limit, c.session.ResponseLimit, defaultLimit)
+	limit := cmp.Or(max(c.limit, 0), max(c.session.ResponseLimit, 0), defaultLimit)
 	page := api.List[T]{}
 	err := c.session.api.Call(ctx, http.MethodGet, path+"?page_size="+strconv.Itoa(limit), nil, &page)
 	if page.Results == nil {

@@ -1,6 +1,7 @@
 package deis_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -30,7 +31,8 @@ type stub struct {
 	// set by scripts: see set.
 	version, gitURL, redirect string
 	failing, quotedLogs       bool
-	adminOnly                 bool // only users may register others
+	elsewhere                 string // the status that a server that is no controller answers
+	adminOnly                 bool   // only users may register others
 	apps                      map[string]*stubApp
 	users                     map[string]string // name to password
 	admins                    []string
@@ -43,7 +45,8 @@ type stub struct {
 type stubApp struct {
 	api.App
 	values     map[string]any
-	releases   []api.Release // oldest first
+	limits     map[string]map[string]any // "memory", "cpu", "tags"
+	releases   []api.Release             // oldest first
 	builds     []api.Build
 	containers []api.Container
 	domains    []api.Domain
@@ -87,6 +90,8 @@ func (s *stub) set(key, value string) error {
 		s.adminOnly = value == "yes"
 	case "forget-user":
 		delete(s.users, value)
+	case "elsewhere":
+		s.elsewhere = value
 	case "deploy": // what the builder does after a push
 		a := s.apps[value]
 		a.builds = append(a.builds, api.Build{UUID: s.uuid(), App: value, Image: value + ":git-0123abcd", SHA: "0123abcd", Created: created})
@@ -166,6 +171,11 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, r.Method+" "+r.URL.RequestURI())
 	h := w.Header()
+	if s.elsewhere != "" {
+		status, _ := strconv.Atoi(s.elsewhere)
+		http.Error(w, "<h1>Welcome to nginx</h1>", status)
+		return
+	}
 	h[api.HeaderAPIVersion] = []string{s.version}
 	h[api.HeaderPlatformVersion] = []string{api.PlatformVersion}
 	if s.redirect != "" {
@@ -227,7 +237,16 @@ func (s *stub) answer(h http.Header, r *http.Request, body map[string]any) reply
 	case route == "GET ":
 		return reply{200, struct{}{}}
 	case path[0] == "auth":
-		return s.passwd(user, body)
+		return s.auth(user, r.Method+" "+path[1], body)
+	case path[0] == "users":
+		if user == "bob" {
+			return forbidden
+		}
+		all := []api.User{}
+		for _, name := range slices.Sorted(maps.Keys(s.users)) {
+			all = append(all, api.User{Username: name})
+		}
+		return page(r, all)
 	case path[0] == "keys":
 		return s.key(r, user, path[1:], body)
 	case path[0] == "certs":
@@ -265,6 +284,30 @@ func (s *stub) register(body map[string]any) reply {
 	}
 	s.users[name] = fmt.Sprint(body["password"])
 	return reply{201, api.User{Username: name, Email: fmt.Sprint(body["email"])}}
+}
+
+func (s *stub) auth(user, route string, body map[string]any) reply {
+	other, named := body["username"].(string)
+	if named && s.users[other] == "" {
+		return notFound
+	}
+	switch route {
+	case "POST tokens":
+		if body["all"] != nil {
+			return reply{200, json.RawMessage(`""`)}
+		}
+		return reply{200, map[string]string{"token": "token-of-" + cmp.Or(other, user)}}
+	case "DELETE cancel":
+		name := cmp.Or(other, user)
+		for _, a := range s.apps {
+			if a.Owner == name {
+				return detail(409, name+" still has applications assigned. Delete or transfer ownership")
+			}
+		}
+		delete(s.users, name)
+		return reply{204, nil}
+	}
+	return s.passwd(user, body)
 }
 
 func (s *stub) passwd(user string, body map[string]any) reply {
@@ -318,6 +361,11 @@ func (s *stub) cert(r *http.Request, user string, path []string, body map[string
 		if !ok {
 			name = "from-the-certificate.example.com"
 		}
+		for _, c := range s.certs {
+			if c.CommonName == name {
+				return invalid("common_name", "This field must be unique.")
+			}
+		}
 		c := api.Cert{ID: int64(len(s.certs) + 1), Owner: user, CommonName: name, Expires: created}
 		s.certs = append(s.certs, c)
 		return reply{201, c}
@@ -358,7 +406,8 @@ func (s *stub) create(user string, body map[string]any) reply {
 	case strings.ToLower(id) != id:
 		return invalid("id", "App IDs can only contain [a-z0-9-].")
 	}
-	a := &stubApp{App: api.App{UUID: s.uuid(), ID: id, Owner: user, URL: id + ".localhost", Structure: map[string]int{}, Created: created, Updated: created}, values: map[string]any{}}
+	a := &stubApp{App: api.App{UUID: s.uuid(), ID: id, Owner: user, URL: id + ".localhost", Structure: map[string]int{}, Created: created, Updated: created}}
+	a.values, a.limits = map[string]any{}, map[string]map[string]any{"memory": {}, "cpu": {}, "tags": {}}
 	s.apps[id] = a
 	s.release(a, user, user+" created initial release")
 	return reply{201, a.App}
@@ -372,7 +421,18 @@ func (s *stub) app(h http.Header, r *http.Request, a *stubApp, user string, path
 	switch route := r.Method + " " + what; route {
 	case "GET ":
 		return reply{200, a.App}
+	case "POST ":
+		if s.users[fmt.Sprint(body["owner"])] == "" {
+			return notFound
+		}
+		a.Owner = fmt.Sprint(body["owner"])
+		return reply{200, nil}
+	case "POST builds":
+		return s.pull(h, a, user, body)
 	case "DELETE ":
+		if a.Owner != user {
+			return forbidden
+		}
 		delete(s.apps, a.ID)
 		return reply{204, nil}
 	case "GET logs":
@@ -388,7 +448,7 @@ func (s *stub) app(h http.Header, r *http.Request, a *stubApp, user string, path
 		}
 		return reply{200, []any{0, "ran " + command + "\n"}}
 	case "GET config":
-		return reply{200, api.Config{App: a.ID, Values: a.values}}
+		return reply{200, api.Config{App: a.ID, Values: a.values, Memory: a.limits["memory"], CPU: a.limits["cpu"], Tags: a.limits["tags"]}}
 	case "POST config":
 		return s.config(h, a, user, body)
 	case "POST scale":
@@ -459,9 +519,30 @@ func (s *stub) config(h http.Header, a *stubApp, user string, body map[string]an
 			a.values[name] = value
 		}
 	}
+	for field, limits := range a.limits {
+		change, _ := body[field].(map[string]any)
+		for name, value := range change {
+			limits[name] = value
+			if value == nil {
+				delete(limits, name)
+			}
+		}
+	}
 	n := s.release(a, user, user+" changed config")
 	h[api.HeaderRelease] = []string{strconv.Itoa(n)}
 	return reply{201, api.Config{App: a.ID, Values: a.values}}
+}
+
+// pull shows the process types that it got in the app's log.
+func (s *stub) pull(h http.Header, a *stubApp, user string, body map[string]any) reply {
+	image := fmt.Sprint(body["image"])
+	if strings.Contains(image, "deis/builder") {
+		return detail(403, "Repository name "+image+" is not allowed")
+	}
+	a.builds = append(a.builds, api.Build{UUID: s.uuid(), App: a.ID, Image: image, Created: created})
+	a.logs = append(a.logs, fmt.Sprint("procfile ", body["procfile"]))
+	h[api.HeaderRelease] = []string{strconv.Itoa(s.release(a, user, user+" deployed "+image))}
+	return reply{201, a.builds[len(a.builds)-1]}
 }
 
 func (s *stub) restart(a *stubApp, path []string) reply {
@@ -508,6 +589,11 @@ func (s *stub) domain(r *http.Request, a *stubApp, path []string, body map[strin
 		name := fmt.Sprint(body["domain"])
 		if strings.HasPrefix(name, "*") {
 			return invalid("domain", "Adding a wildcard subdomain is currently not supported.")
+		}
+		for _, d := range a.domains {
+			if d.Domain == name {
+				return invalid("domain", "This field must be unique.")
+			}
 		}
 		d := api.Domain{App: a.ID, Owner: a.Owner, Domain: name, Created: created, Updated: created}
 		a.domains = append(a.domains, d)

@@ -182,10 +182,10 @@ func TestDots(t *testing.T) {
 	unlock := sync.OnceFunc(s.mu.Unlock)
 	defer unlock()
 	done := term.run(t.Context(), "create", "demo", "--no-remote")
-	term.await(t, "Creating application....")
+	term.await(t, "Creating Application....")
 	unlock()
 	if status := <-done; status != 0 {
 		t.Errorf("exit status %d", status)
 	}
-	term.await(t, "Creating application.... done, created demo")
+	term.await(t, "Creating Application.... done, created demo")
 }

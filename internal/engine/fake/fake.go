@@ -24,8 +24,8 @@ import (
 // it, may be called concurrently.
 type Engine struct {
 	mu        sync.Mutex
-	sets      map[engine.SetKey]map[int]*instance
-	logs      map[string]*journal // by app UUID
+	sets      map[string]map[engine.SetKey]map[int]*instance // by app UUID
+	logs      map[string]*journal                            // by app UUID
 	watchers  map[*watcher]bool
 	created   uint32 // number of instances ever made: the source of IDs and addresses
 	chaos     Chaos
@@ -44,7 +44,7 @@ type instance struct {
 // New returns an engine on which everything succeeds.
 func New() *Engine {
 	return &Engine{
-		sets:     map[engine.SetKey]map[int]*instance{},
+		sets:     map[string]map[engine.SetKey]map[int]*instance{},
 		logs:     map[string]*journal{},
 		watchers: map[*watcher]bool{},
 	}
@@ -57,20 +57,32 @@ func (e *Engine) Apply(ctx context.Context, spec engine.SetSpec) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	set := e.sets[spec.SetKey]
+	set := e.sets[spec.App][spec.SetKey]
 	if set == nil {
 		set = map[int]*instance{}
-		e.sets[spec.SetKey] = set
 	}
 	defer e.changed(spec.App)
 	err := e.grow(set, spec)
 	if err == nil {
 		err = e.shrink(set, spec.Nums)
 	}
-	if len(set) == 0 {
-		delete(e.sets, spec.SetKey)
-	}
+	e.put(spec.SetKey, set)
 	return err
+}
+
+// put makes this a set of its app; an empty one is none.
+func (e *Engine) put(key engine.SetKey, set map[int]*instance) {
+	of := e.sets[key.App]
+	switch {
+	case len(set) == 0:
+		if delete(of, key); len(of) == 0 {
+			delete(e.sets, key.App)
+		}
+	case of == nil:
+		e.sets[key.App] = map[engine.SetKey]map[int]*instance{key: set}
+	default:
+		of[key] = set
+	}
 }
 
 // grow creates and then starts what spec lacks, all or nothing.
@@ -201,15 +213,13 @@ func (e *Engine) Remove(ctx context.Context, key engine.SetKey) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	set := e.sets[key]
+	set := e.sets[key.App][key]
 	if set == nil {
 		return nil
 	}
 	defer e.changed(key.App)
 	err := e.shrink(set, nil)
-	if len(set) == 0 {
-		delete(e.sets, key)
-	}
+	e.put(key, set)
 	return err
 }
 
@@ -221,12 +231,16 @@ func (e *Engine) Instances(ctx context.Context, app string) ([]engine.Instance, 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var list []engine.Instance
-	for key, set := range e.sets {
-		if app != "" && app != key.App {
-			continue
+	add := func(sets map[engine.SetKey]map[int]*instance) {
+		for _, set := range sets {
+			for _, inst := range set {
+				list = append(list, inst.Instance)
+			}
 		}
-		for _, inst := range set {
-			list = append(list, inst.Instance)
+	}
+	if add(e.sets[app]); app == "" {
+		for _, sets := range e.sets {
+			add(sets)
 		}
 	}
 	slices.SortFunc(list, func(a, b engine.Instance) int {
@@ -242,7 +256,7 @@ func (e *Engine) Probe(ctx context.Context, inst engine.Instance, check engine.C
 		return err
 	}
 	e.mu.Lock()
-	now := e.sets[inst.SetKey][inst.Num]
+	now := e.sets[inst.App][inst.SetKey][inst.Num]
 	running := now != nil && now.ID == inst.ID && now.State == paas.StateUp
 	deaf := running && now.program.Deaf && (paas.Routed(inst.Type) || check.Path != "")
 	probe := e.probe
@@ -265,21 +279,22 @@ func (e *Engine) Forget(ctx context.Context, app string) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for key, set := range e.sets {
-		if key.App != app {
-			continue
-		}
+	e.forget(app)
+	return nil
+}
+
+func (e *Engine) forget(app string) {
+	for _, set := range e.sets[app] {
 		for _, inst := range set {
 			inst.halt()
 		}
-		delete(e.sets, key)
 	}
+	delete(e.sets, app)
 	if j := e.logs[app]; j != nil {
 		close(j.more)
 		delete(e.logs, app)
 	}
 	e.changed(app)
-	return nil
 }
 
 func roll(rate float64) bool { return rate > 0 && rand.Float64() < rate }

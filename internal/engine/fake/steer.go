@@ -22,16 +22,11 @@ type Chaos struct {
 func (e *Engine) Reset() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for key, set := range e.sets {
-		for _, inst := range set {
-			inst.halt()
-		}
-		delete(e.sets, key)
-		e.changed(key.App)
+	for app := range e.sets {
+		e.forget(app)
 	}
-	for app, j := range e.logs {
-		close(j.more)
-		delete(e.logs, app)
+	for app := range e.logs {
+		e.forget(app)
 	}
 	e.chaos, e.probe, e.programOf = Chaos{}, nil, nil
 }
@@ -107,10 +102,12 @@ func (e *Engine) Write(id, text string) bool {
 }
 
 func (e *Engine) byID(id string) *instance {
-	for _, set := range e.sets {
-		for _, inst := range set {
-			if inst.ID == id {
-				return inst
+	for _, sets := range e.sets {
+		for _, set := range sets {
+			for _, inst := range set {
+				if inst.ID == id {
+					return inst
+				}
 			}
 		}
 	}

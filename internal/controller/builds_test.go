@@ -1,0 +1,108 @@
+package controller
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/engine/fake"
+	"github.com/deis/deis/internal/paas"
+)
+
+func TestBuildsAndDefaultScale(t *testing.T) {
+	p := newPlatform(t)
+	alice := p.user("alice")
+	for name, c := range map[string]struct {
+		body map[string]any
+		want string
+	}{
+		"pulled":     {build("", "web"), "cmd.1 v2 up"},
+		"dockerfile": {map[string]any{"image": "x", "sha": "abc", "dockerfile": "true"}, "cmd.1 v2 up"},
+		"no-web":     {build("abc", "worker"), "cmd.1 v2 up"},
+		"procfile":   {build("abc", "web", "worker"), "web.1 v2 up"},
+	} {
+		alice.app(name)
+		resp, text := alice.do("POST", "/v1/apps/"+name+"/builds", c.body)
+		if resp.StatusCode != 201 || resp.Header.Get("X-Deis-Release") != "2" {
+			t.Fatalf("%s: %d %s", name, resp.StatusCode, text)
+		}
+		if got := alice.containers(name); !slices.Equal(got, []string{c.want}) {
+			t.Errorf("%s runs %q, want %q", name, got, c.want)
+		}
+	}
+	for body, status := range map[string]int{
+		`{}`: 400, `{"image":"x","procfile":["web"]}`: 400, `{"image":"x","procfile":{"web":1}}`: 400,
+		`{"image":"x","procfile":{"../../x":"y"}}`: 400, `{"image":"deis/builder"}`: 403,
+	} {
+		alice.want(status, "POST", "/v1/apps/pulled/builds", body)
+	}
+	var l api.List[api.Build]
+	alice.json(&l, 200, "GET", "/v1/apps/pulled/builds/", nil)
+	var b api.Build
+	alice.json(&b, 200, "GET", "/v1/apps/pulled/builds/"+l.Results[0].UUID, nil)
+	if l.Count != 1 || b.Image != "example/app:1" || b.Procfile["web"] != "run-web" {
+		t.Errorf("builds = %+v, build = %+v", l, b)
+	}
+	alice.want(404, "GET", "/v1/apps/procfile/builds/"+b.UUID, nil)
+}
+
+// TestBuildRules is contract 5.3.
+func TestBuildRules(t *testing.T) {
+	p := newPlatform(t)
+	alice := p.user("alice")
+	alice.app("shop")
+	alice.app("other", "web")
+	const path = "/v1/apps/shop/builds"
+	denied := func(image string) string { return `{"detail":"Repository name ` + image + ` is not allowed"}` }
+	theirs := paas.LocalImages + appUUID(t, p, "other") + ":git-0123456789ab"
+	p.rows([]row{
+		{alice, "POST", path, nil, 400, `{"image":["This field is required."]}`},
+		{alice, "POST", path, `{"image":""}`, 400, `{"image":["This field may not be blank."]}`},
+		{alice, "POST", path, `{"image":null}`, 400, `{"image":["This field may not be null."]}`},
+		{alice, "POST", path, `{"image":"` + strings.Repeat("x", 257) + `"}`, 400, `{"image":["Ensure this field has no more than 256 characters."]}`},
+		{alice, "POST", path, `{"image":"x","sha":"` + strings.Repeat("a", 41) + `"}`, 400, `{"sha":["Ensure this field has no more than 40 characters."]}`},
+		{alice, "POST", path, `{"image":"x","procfile":null}`, 400, `{"procfile":["This field may not be null."]}`},
+		{alice, "POST", path, `{"image":"x","procfile":["web"]}`, 400, `{"procfile":["Expected a dictionary of items but got list."]}`},
+		{alice, "POST", path, `{"image":"x","procfile":"web: x"}`, 400, `{"procfile":["Expected a dictionary of items but got unicode."]}`},
+		{alice, "POST", path, `{"image":"x","procfile":{"web":1}}`, 400, `{"procfile":["Expected a dictionary of strings."]}`},
+		{alice, "POST", path, `{"image":"x","procfile":{"../x":"y"}}`, 400, `{"procfile":["Process types can only contain [A-Za-z0-9_-]"]}`},
+		{alice, "POST", path, `{"image":"x","procfile":{"web":"a\u0000b"}}`, 400, `{"procfile":["Null characters are not allowed."]}`},
+		{alice, "POST", path, `{"image":"deis/builder:v1"}`, 403, denied("deis/builder:v1")},
+		{alice, "POST", path, `{"image":"registry.test/deis/store-admin"}`, 403, denied("registry.test/deis/store-admin")},
+		// The images of other apps are theirs.
+		{alice, "POST", path, `{"image":"` + theirs + `"}`, 403, denied(theirs)},
+		{alice, "POST", path, `{"image":"` + strings.ToUpper(theirs) + `"}`, 403, denied(strings.ToUpper(theirs))},
+		{alice, "GET", path + "/" + strings.Repeat("0", 36), nil, 404, notFound},
+		{alice, "PUT", path, `{}`, 405, `{"detail":"Method 'PUT' not allowed."}`},
+		{alice, "GET", path, nil, 200, `{"count":0,"next":null,"previous":null,"results":[]}`},
+	})
+	resp, body := alice.do("POST", path, `{"image":"autotest/example","uuid":"x","owner":"bob","digest":"sha256:x"}`)
+	if resp.StatusCode != 201 || resp.Header.Get("Deis-Release") != "2" || resp.Header.Get("X-Deis-Release") != "2" ||
+		!regexpMatch(`^{"uuid":"`+uuidForm+`","app":"shop","owner":"alice","image":"autotest/example","sha":"","procfile":{},"dockerfile":"","created":"`, body) {
+		t.Errorf("build = %d %s", resp.StatusCode, body)
+	}
+	body = alice.want(201, "POST", path+"/", `{"image":"x","sha":"abc","procfile":"{\"web\": \"run\"}","dockerfile":"FROM x"}`)
+	if !strings.Contains(body, `"image":"x","sha":"abc","procfile":{"web":"run"},"dockerfile":"FROM x"`) {
+		t.Errorf("build = %s", body)
+	}
+	var l api.List[api.Build]
+	alice.json(&l, 200, "GET", path, nil)
+	if l.Count != 2 || l.Results[0].SHA != "abc" {
+		t.Errorf("builds, newest first = %+v", l.Results)
+	}
+	alice.says(body, 200, "GET", path+"/"+l.Results[0].UUID, nil)
+	var releases api.List[api.Release]
+	alice.json(&releases, 200, "GET", "/v1/apps/shop/releases", nil)
+	if got := []string{releases.Results[0].Summary, releases.Results[1].Summary}; !slices.Equal(got, []string{"alice deployed abc", "alice deployed autotest/example"}) {
+		t.Errorf("summaries = %q", got)
+	}
+	// A build that fails stays in the list; its release does not.
+	p.engine.SetChaos(fake.Chaos{Create: 1})
+	alice.want(503, "POST", path, `{"image":"y"}`)
+	alice.json(&l, 200, "GET", path, nil)
+	alice.json(&releases, 200, "GET", "/v1/apps/shop/releases", nil)
+	if l.Count != 3 || releases.Count != 3 {
+		t.Errorf("after a failure: %d builds, %d releases", l.Count, releases.Count)
+	}
+}
