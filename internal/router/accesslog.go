@@ -20,7 +20,7 @@ const (
 	// hold secrets.
 	accessPath = 512
 	// accessEnd is how long the end waits for the sink.
-	accessEnd = time.Second
+	accessEnd = 3 * time.Second
 )
 
 // accessLog writes one JSON line for each request, apart from the request's own

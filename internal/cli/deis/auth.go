@@ -57,7 +57,9 @@ func (c *cli) registerCommand() *cobra.Command {
 		Long:    "The first account of a platform is its administrator's.",
 		Example: "deis register http://deis.example.com --username=alice --email=alice@example.com",
 		Args:    exactly(1),
-		RunE:    func(cmd *cobra.Command, args []string) error { return c.register(cmd.Context(), args[0], a) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.register(cmd.Context(), args[0], a, !cmd.Flags().Changed("email"))
+		},
 	}
 	a.flags(cmd)
 	cmd.Flags().StringVar(&a.email, "email", "", "`address`; asked for on a terminal, may be empty")
@@ -102,7 +104,7 @@ func (c *cli) approach(ctx context.Context, address string, verify bool) (*sessi
 	return s, s.probe(ctx)
 }
 
-func (c *cli) register(ctx context.Context, address string, a account) error {
+func (c *cli) register(ctx context.Context, address string, a account, askEmail bool) error {
 	s, err := c.approach(ctx, address, a.verify)
 	if err != nil {
 		return err
@@ -113,7 +115,7 @@ func (c *cli) register(ctx context.Context, address string, a account) error {
 	if err := c.askNewPassword(ctx, &a.password, "password", "password"); err != nil {
 		return err
 	}
-	if a.email == "" && isTerminal(c.in) {
+	if askEmail && isTerminal(c.in) {
 		if a.email, err = c.ask(ctx, "email: "); err != nil {
 			return err
 		}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
 )
 
 func TestIsLocal(t *testing.T) {
@@ -144,6 +148,88 @@ func FuzzParseController(f *testing.F) {
 			t.Errorf("%q becomes %q, then %q, %v", text, controller, again, err)
 		}
 	})
+}
+
+// FuzzEnvFile: whatever the values, the file gives them back.
+func FuzzEnvFile(f *testing.F) {
+	f.Add("A", "plain", "'")
+	f.Add("B_1", " a\nb\r\"c\\n' ", `"`)
+	f.Fuzz(func(t *testing.T, name, one, two string) {
+		values := map[string]any{"X": two}
+		if configPair.MatchString(name + "=") {
+			values[name] = one
+		}
+		got, bad := parseEnv(formatEnv(values))
+		if len(bad) > 0 || !reflect.DeepEqual(got, values) {
+			t.Errorf("%q became %q, bad lines %v", values, got, bad)
+		}
+	})
+}
+
+func TestParseEnv(t *testing.T) {
+	for text, want := range map[string]string{
+		"A=":               "",
+		"A=b=c":            "b=c",
+		"export A=b\r":     "b",
+		"  A=b  # c":       "b  # c",
+		`A="b"`:            "b",
+		`A="a\nb\tc\\n"`:   "a\nb\\tc\\n",
+		"A='a\\n\"b'":      "a\\n\"b",
+		`A="open`:          `"open`,
+		`A="`:              `"`,
+		"A=1\n\n#A=2\nA=3": "3",
+	} {
+		got, bad := parseEnv(text)
+		if got["A"] != want || len(bad) > 0 {
+			t.Errorf("%q: %q, bad lines %v; want %q", text, got["A"], bad, want)
+		}
+	}
+	if got, bad := parseEnv("A\nB=1\n2C=3"); len(got) != 1 || !slices.Equal(bad, []int{1, 3}) {
+		t.Errorf("got %v, bad lines %v", got, bad)
+	}
+}
+
+func TestParseProcfile(t *testing.T) {
+	for text, want := range map[string]map[string]string{
+		"":                         {},
+		"web: a":                   {"web": "a"},
+		"web: a\r\nworker: b\n":    {"web": "a", "worker": "b"},
+		"{web: a}":                 {"web": "a"},
+		"# c\nweb: a: b\n":         {"web": "a: b"},
+		"web: \"a b\"":             {"web": "a b"},
+		"n: 5":                     {"n": "5"},
+		"web a":                    nil,
+		"web:\n  - a":              nil,
+		"web: a: b\nworker: [\n {": nil,
+	} {
+		got, err := parseProcfile("it", text)
+		if (err == nil) != (want != nil) || (err == nil && !reflect.DeepEqual(got, want)) {
+			t.Errorf("%q: %q, %v; want %q", text, got, err, want)
+		}
+	}
+}
+
+// TestDocumented: the manual names every command, shortcut and option.
+func TestDocumented(t *testing.T) {
+	manual, err := os.ReadFile("../../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func(word string) bool {
+		return regexp.MustCompile(`(^|[^a-z:-])` + regexp.QuoteMeta(word) + `($|[^a-z:-])`).Match(manual)
+	}
+	for _, cmd := range (&cli{}).root().Commands() {
+		for _, name := range append(cmd.Aliases, cmd.Name()) {
+			if !has(name) {
+				t.Errorf("docs/cli.md does not name %s", name)
+			}
+		}
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden && !has("--"+f.Name) {
+				t.Errorf("docs/cli.md does not name --%s of %s", f.Name, cmd.Name())
+			}
+		})
+	}
 }
 
 func TestShellQuote(t *testing.T) {

@@ -213,6 +213,7 @@ func (s *stub) answer(h http.Header, r *http.Request, body map[string]any) reply
 		path[i], _ = url.PathUnescape(path[i])
 	}
 	user := strings.TrimPrefix(r.Header.Get("Authorization"), "token token-of-")
+	user, _, _ = strings.Cut(user, "#")
 	_, known := s.users[user]
 	route := r.Method + " " + path[0]
 	switch {
@@ -296,7 +297,7 @@ func (s *stub) auth(user, route string, body map[string]any) reply {
 		if body["all"] != nil {
 			return reply{200, json.RawMessage(`""`)}
 		}
-		return reply{200, map[string]string{"token": "token-of-" + cmp.Or(other, user)}}
+		return reply{200, map[string]string{"token": "token-of-" + cmp.Or(other, user) + "#new"}}
 	case "DELETE cancel":
 		name := cmp.Or(other, user)
 		for _, a := range s.apps {
