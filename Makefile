@@ -41,4 +41,10 @@ lint: ## formatting, vet and golangci-lint
 bench-push: deps build ## time the stages of a one-line push beside the bare engine calls
 	@scripts/bench-push "$(BIN)" "$(ROOT)"
 
-.PHONY: help deps build base-images demo stop clean test lint bench-push
+bench-api: ## requests a second and p99 of the API with 1, 100 and 1,000 apps
+	@scripts/bench-api
+
+fuzz: ## run every fuzz target for FUZZTIME (60s)
+	@scripts/fuzz
+
+.PHONY: help deps build base-images demo stop clean test lint bench-push bench-api fuzz

@@ -107,7 +107,7 @@ func (c *call) attachRun(job engine.Job) error {
 		defer close(listening)
 		cancel(a.listen(bufio.NewReaderSize(r, api.MaxFrame)))
 	}()
-	code, err := c.s.engine.Run(ctx, job)
+	code, err := c.runJob(ctx, job)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		c.s.cfg.Log.Info("a one-off was ended", "app", c.app.ID, "num", job.Num, "why", cause.Error(), "error", err.Error())
 		err = cause

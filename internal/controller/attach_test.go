@@ -118,7 +118,7 @@ func talk(ctx context.Context, job engine.Job) (int, error) {
 	for lines := bufio.NewReader(job.Stdin); ; {
 		line, err := lines.ReadString('\n')
 		switch {
-		case err != nil:
+		case errors.Is(err, io.EOF):
 			fmt.Fprint(job.Stderr, "input ended")
 			return 3, nil
 		case line == "size\n":
@@ -175,7 +175,7 @@ func TestAttachedRun(t *testing.T) {
 	a.frames.Send('?', []byte("a frame of tomorrow"))
 	a.frames.Send(api.FrameAlive, nil)
 	a.frames.Send(api.FrameInput, nil)
-	a.want("e:input ended", "x:3", "error:EOF")
+	a.want("e:input ended", "x:3")
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
@@ -208,10 +208,12 @@ func TestAttachedTerminal(t *testing.T) {
 // TestAttachedClientGoes: the process ends with its client, whatever that does.
 func TestAttachedClientGoes(t *testing.T) {
 	for name, leave := range map[string]func(*attached){
-		"closed":            func(a *attached) { a.conn.Close() },
-		"nonsense":          func(a *attached) { fmt.Fprint(a.conn, "GET / HTTP/1.1\r\n\r\n") },
-		"size of 3 bytes":   func(a *attached) { a.frames.Send(api.FrameResize, []byte("abc")) },
-		"unwanted input":    func(a *attached) { io.Copy(a.frames.Stream(api.FrameInput), strings.NewReader(strings.Repeat("x", 2*api.InputWindow))) },
+		"closed":          func(a *attached) { a.conn.Close() },
+		"nonsense":        func(a *attached) { fmt.Fprint(a.conn, "GET / HTTP/1.1\r\n\r\n") },
+		"size of 3 bytes": func(a *attached) { a.frames.Send(api.FrameResize, []byte("abc")) },
+		"unwanted input": func(a *attached) {
+			io.Copy(a.frames.Stream(api.FrameInput), strings.NewReader(strings.Repeat("x", 2*api.InputWindow)))
+		},
 		"closed, much sent": func(a *attached) { a.frames.Send(api.FrameInput, make([]byte, api.MaxFrame)); a.conn.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -289,9 +291,8 @@ func TestRunLimits(t *testing.T) {
 		{`{"memory":{"web":"64M"},"values":{"A":"b"}}`, 0, 0},
 		{`{"memory":{"run":"128M"},"cpu":{"run":512}}`, 128 << 20, 512},
 	} {
-		p.engine.SetProbe(nil)
 		alice.want(201, "POST", "/v1/apps/shop/config", test.body)
-		alice.says(`[0, ""]`, 200, "POST", "/v1/apps/shop/run", `{"command":"ls"}`)
+		alice.says(`[0,""]`, 200, "POST", "/v1/apps/shop/run", `{"command":"ls"}`)
 		if process := <-got; process.Memory != test.memory || process.CPUShares != test.cpu || process.Env["A"] != "b" {
 			t.Errorf("after %s: %+v", test.body, process)
 		}

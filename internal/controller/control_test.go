@@ -211,7 +211,7 @@ func TestManyScales(t *testing.T) {
 	for n := range 100 {
 		alice.want(204, "POST", "/v1/apps/shop/scale", fmt.Sprintf(`{"web":%d,"worker":%d}`, n%3, n%5))
 	}
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("it took %s", took)
 	}
 }

@@ -72,7 +72,7 @@ func (c *call) jsonForm() (*form, error) {
 	dec.UseNumber()
 	var v any
 	err := dec.Decode(&v)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return &form{fields: map[string]any{}}, nil
 	}
 	if err == nil {

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime/debug"
@@ -84,10 +85,12 @@ func (s *server) recovered(w *recorder, r *http.Request) {
 	if v == nil {
 		return
 	}
-	if v != http.ErrAbortHandler {
+	err, _ := v.(error)
+	aborted := errors.Is(err, http.ErrAbortHandler)
+	if !aborted {
 		s.cfg.Log.Error("a handler panicked", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 	}
-	if v == http.ErrAbortHandler || w.status != 0 {
+	if aborted || w.status != 0 {
 		panic(http.ErrAbortHandler)
 	}
 	htmlPage(w, http.StatusInternalServerError, "Server Error (500)")

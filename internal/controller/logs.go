@@ -48,7 +48,7 @@ type logQuery struct {
 func parseLogQuery(v url.Values) (q logQuery, ok bool, err error) {
 	q = logQuery{n: defaultLogLines, source: v.Get("process")}
 	if text := v.Get("log_lines"); text != "" {
-		if q.n, err = strconv.Atoi(text); err != nil || q.n < 1 {
+		if q.n, _ = strconv.Atoi(text); q.n < 1 {
 			return q, false, nil
 		}
 	}
@@ -171,7 +171,7 @@ type follower struct {
 	news  <-chan struct{}
 	seen  int64 // the last row of activity
 	lines chan engine.LogLine
-	ended chan error // how the engine's lines ended
+	ended chan error // why the engine's lines ended before we did
 }
 
 // followLogs is logs, and goes on with new lines as they come until the client
@@ -186,7 +186,7 @@ func (c *call) followLogs(q logQuery) error {
 		return c.noLogs(err)
 	}
 	go func() {
-		f.ended <- c.s.engine.Logs(ctx, c.app.UUID, q.reach(), true, func(l engine.LogLine) error {
+		err := c.s.engine.Logs(ctx, c.app.UUID, q.reach(), true, func(l engine.LogLine) error {
 			select {
 			case f.lines <- l:
 				return nil
@@ -194,6 +194,9 @@ func (c *call) followLogs(q logQuery) error {
 				return ctx.Err()
 			}
 		})
+		if ctx.Err() == nil {
+			f.ended <- err
+		}
 	}()
 	lines, err := f.past(ctx, acts)
 	if err != nil {
@@ -228,9 +231,6 @@ func (f *follower) past(ctx context.Context, acts []paas.Activity) ([]logLine, e
 			}
 			lines = append(lines, instanceLine(l))
 		case err := <-f.ended:
-			if ctx.Err() != nil {
-				return nil, nil
-			}
 			return nil, err
 		case <-ctx.Done():
 			return nil, nil
@@ -261,9 +261,6 @@ func (f *follower) next(ctx context.Context) ([]logLine, error) {
 		}
 		lines = append(lines, activityLines(acts)...)
 	case err := <-f.ended:
-		if ctx.Err() != nil {
-			return nil, nil
-		}
 		return nil, fmt.Errorf("follow the instances' logs: %w", err)
 	case <-f.s.stopping:
 		return nil, nil

@@ -1,11 +1,13 @@
 package controller
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"mime"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -155,6 +157,12 @@ type copier struct {
 }
 
 func (c *copier) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// Hijack is how an answer of 101 begins.
+func (c *copier) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c.status = http.StatusSwitchingProtocols
+	return http.NewResponseController(c.ResponseWriter).Hijack()
+}
 
 func (c *copier) WriteHeader(status int) {
 	c.status = status

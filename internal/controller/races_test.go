@@ -193,7 +193,15 @@ func TestDeleteDuringARollout(t *testing.T) {
 		answers <- resp.StatusCode
 	}()
 	<-probed
-	time.AfterFunc(50*time.Millisecond, func() { close(release) })
+	go func() { // the new instances get healthy once the deletion has begun
+		defer close(release)
+		for t.Context().Err() == nil {
+			if _, err := p.s.store.AppByID(t.Context(), "shop"); err != nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
 	alice.want(204, "DELETE", "/v1/apps/shop", nil)
 	if status := <-answers; status != 404 && status != 409 && status != 503 {
 		t.Errorf("the rollout is answered %d", status)

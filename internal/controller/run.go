@@ -50,7 +50,6 @@ func (c *call) runCommand() error {
 	if job.Num, err = c.s.store.BeginRun(c.ctx, c.user.Username, c.app, job.Process.Version, line); err != nil {
 		return err
 	}
-	defer c.endRun(job.Num)
 	if attached {
 		return c.attachRun(job)
 	}
@@ -96,6 +95,12 @@ func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error
 	return job, nil
 }
 
+// runJob runs a job that is on record to its end, and records that.
+func (c *call) runJob(ctx context.Context, job engine.Job) (int, error) {
+	defer c.endRun(job.Num)
+	return c.s.engine.Run(ctx, job)
+}
+
 func (c *call) endRun(num int) {
 	ctx, cancel := context.WithTimeout(c.lasting(), endRunTime)
 	defer cancel()
@@ -110,7 +115,7 @@ func (c *call) plainRun(job engine.Job) error {
 	defer cancel()
 	out := &tail{limit: maxRunOutput}
 	job.Stdout = out
-	code, err := c.s.engine.Run(ctx, job)
+	code, err := c.runJob(ctx, job)
 	if ctx.Err() != nil && c.ctx.Err() == nil {
 		return paas.Errorf(paas.Unavailable, "container timed out")
 	}

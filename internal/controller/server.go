@@ -309,4 +309,3 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 
 // lasting is the context for work that a client which hangs up must not end.
 func (c *call) lasting() context.Context { return context.WithoutCancel(c.ctx) }
-

@@ -124,7 +124,7 @@ func CheckImage(b Build, app App) error {
 	return nil
 }
 
-// NormalizeDomain returns a custom domain as it is stored, in lower case and
+// NormalizeDomain returns the host that a custom domain means, in lower case and
 // without the final dot, and what is wrong with it (contract 5.9). Names that
 // the platform itself gives, platformDomain and those one level below it, are
 // refused, as a later app could own them.

@@ -136,6 +136,41 @@ func TestSummaries(t *testing.T) {
 	}
 }
 
+func TestNamesOfBuilds(t *testing.T) {
+	app := App{UUID: "u1", ID: "shop"}
+	for _, c := range []struct {
+		image, sha, label, shown string
+		allowed                  bool
+	}{
+		{LocalImages + "u1:git-0123456789ab", "0123456789abcdef", "0123456", "shop", true},
+		{LocalImages + "u1@sha256:00", "ab", "ab", "shop", true},
+		{LocalImages + "u10:git-0123456789ab", "", LocalImages + "u10:git-0123456789ab", LocalImages + "u10:git-0123456789ab", false},
+		{" Deis.Internal/apps/u2:x", "", " Deis.Internal/apps/u2:x", " Deis.Internal/apps/u2:x", false},
+		{"example/app:1", "", "example/app:1", "example/app:1", true},
+		{"deis/router", "", "deis/router", "deis/router", false},
+	} {
+		b := Build{Image: c.image, SHA: c.sha}
+		if err := CheckImage(b, app); b.Label() != c.label || b.ShownImage(app) != c.shown || (err == nil) != c.allowed {
+			t.Errorf("%+v: label %q, shown %q, %v", c, b.Label(), b.ShownImage(app), err)
+		}
+	}
+}
+
+func TestOrderOfMessages(t *testing.T) {
+	const pattern, long, slug = "App IDs can only contain [a-z0-9-].", "Ensure this field has no more than 64 characters.", "Enter a valid 'slug' consisting of letters, numbers, underscores or hyphens."
+	if got := CheckAppID(strings.Repeat("!", 65)); !reflect.DeepEqual(got, []string{pattern, long, slug}) {
+		t.Errorf("app id: %q", got)
+	}
+	if got := CheckUsername(strings.Repeat("!", 31)); !reflect.DeepEqual(got, []string{"Enter a valid username.", "Ensure this field has no more than 30 characters."}) {
+		t.Errorf("username: %q", got)
+	}
+	for address, ok := range map[string]bool{"": true, "a@b.test": true, "a@localhost": true, "a@b": false, "a b@c.test": false, "a@b..test": false, "@b.test": false} {
+		if faults := CheckEmail(address); (faults == nil) != ok {
+			t.Errorf("email %q: %q", address, faults)
+		}
+	}
+}
+
 func FuzzNormalizeDomain(f *testing.F) {
 	for _, s := range []string{"www.shop.com", "*.x", "a..b", "X.Example.Test.", "-a.b", "1.2.3.4.xip.io"} {
 		f.Add(s)
