@@ -239,23 +239,26 @@ func (s *suite) logsFollow() {
 			return nil
 		})
 	}()
-	if l := <-seen; l.Text != "last words" {
+	next := func() (l engine.LogLine) {
+		select {
+		case l = <-seen:
+		case err := <-ended:
+			s.Fatalf("following ended: %v", err)
+		}
+		return l
+	}
+	if l := next(); l.Text != "last words" {
 		s.Errorf("first line %q, want that of before", l.Text)
 	}
-	if l := <-seen; l != (engine.LogLine{}) {
+	if l := next(); l != (engine.LogLine{}) {
 		s.Errorf("after the lines of before comes %+v, want the zero line", l)
 	}
-	next := s.set("worker", 1, s.fix.Lines)
-	next.Generation = 2
-	s.apply(next)
-	for got := 0; got < 52; got++ {
-		select {
-		case l := <-seen:
-			if l.Generation != 2 {
-				s.Errorf("line %q is of generation %d", l.Text, l.Generation)
-			}
-		case err := <-ended:
-			s.Fatalf("following ended after %d lines: %v", got, err)
+	second := s.set("worker", 1, s.fix.Lines)
+	second.Generation = 2
+	s.apply(second)
+	for range 52 {
+		if l := next(); l.Generation != 2 {
+			s.Errorf("line %q is of generation %d", l.Text, l.Generation)
 		}
 	}
 	cancel()

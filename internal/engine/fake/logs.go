@@ -64,7 +64,7 @@ func (e *Engine) Logs(ctx context.Context, app string, n int, follow bool, yield
 	lines, next, more := j.after(j.first + len(j.lines) - max(n, 0))
 	e.mu.Unlock()
 	if follow {
-		_ = 0
+		lines = append(lines, engine.LogLine{})
 	}
 	for {
 		for _, line := range lines {
