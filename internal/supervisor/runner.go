@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -148,10 +150,10 @@ func (r *runner) waitHealthy(ctx context.Context) error {
 		case <-r.healthy:
 			return nil
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not healthy: %s\n%s", r.part.Name, r.Status().Reason, lastLines(r.part.Log, 10))
+			return fmt.Errorf("%s is not healthy: %s\n%s", r.part.Name, r.Status().Reason, lastWords(r.part.Log))
 		case <-tick.C:
 			if s := r.Status(); s.State == Restarting {
-				return fmt.Errorf("%s ended: %s\n%s", r.part.Name, s.Reason, lastLines(r.part.Log, 10))
+				return fmt.Errorf("%s ended: %s\n%s", r.part.Name, s.Reason, lastWords(r.part.Log))
 			}
 		}
 	}
@@ -212,9 +214,11 @@ func (r *runner) record() record {
 	return rec
 }
 
-// lastLines returns the end of a log, indented, for the operator.
-func lastLines(path string, n int) string {
-	const tail = 16 << 10
+// Tail returns the last n lines of a log without the final newline, "" if there
+// are none.
+func Tail(path string, n int) string {
+	// Lines of daemons are short: this holds more than anybody asks for.
+	const window = 1 << 20
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
@@ -224,11 +228,16 @@ func lastLines(path string, n int) string {
 	if err != nil {
 		return ""
 	}
-	buf := make([]byte, min(fi.Size(), tail))
-	if _, err := f.ReadAt(buf, fi.Size()-int64(len(buf))); err != nil {
+	buf := make([]byte, min(fi.Size(), window))
+	if _, err := f.ReadAt(buf, fi.Size()-int64(len(buf))); err != nil && !errors.Is(err, io.EOF) {
 		return ""
 	}
-	lines := strings.Split(strings.TrimSpace(string(buf)), "\n")
-	lines = lines[max(0, len(lines)-n):]
-	return "       " + strings.Join(lines, "\n       ")
+	lines := strings.Split(strings.TrimRight(string(buf), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// lastWords are the end of a part's log, indented, for the operator.
+func lastWords(path string) string {
+	const lines = 10
+	return "       " + strings.ReplaceAll(Tail(path, lines), "\n", "\n       ")
 }

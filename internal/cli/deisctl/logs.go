@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/deis/deis/internal/supervisor"
 )
 
 // followInterval is how often logs --follow looks for more.
@@ -52,7 +54,7 @@ func (s *settings) showLogs(ctx context.Context, out io.Writer, parts []string, 
 		if fi, err := os.Stat(path); err == nil {
 			offsets[part] = fi.Size()
 		}
-		if text := tail(path, n); text != "" {
+		if text := supervisor.Tail(path, n); text != "" {
 			for line := range strings.SplitSeq(text, "\n") {
 				fmt.Fprintf(out, "%-10s | %s\n", part, line)
 			}
@@ -102,29 +104,4 @@ func copyFrom(path string, offset int64, part string, out io.Writer) (int64, err
 		offset += int64(len(line))
 		fmt.Fprintf(out, "%-10s | %s", part, line)
 	}
-}
-
-// tail returns the last n lines of a file, "" if there are none.
-func tail(path string, n int) string {
-	// Lines of daemons are short: this holds more than anybody asks for.
-	const window = 1 << 20
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	buf := make([]byte, min(fi.Size(), window))
-	if _, err := f.ReadAt(buf, fi.Size()-int64(len(buf))); err != nil && !errors.Is(err, io.EOF) {
-		return ""
-	}
-	text := strings.TrimRight(string(buf), "\n")
-	if text == "" {
-		return ""
-	}
-	lines := strings.Split(text, "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

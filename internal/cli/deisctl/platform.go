@@ -278,7 +278,7 @@ func (p *platform) removeInstances(ctx context.Context, out io.Writer) error {
 	cmd.Env = append(slices.Clone(p.env), "DEIS_ROOT="+p.Root, "DEIS_ENGINE="+p.Engine, "DEIS_CONTAINERD_ADDRESS="+p.containerd())
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the apps' instances were not all removed (%w):\n%s", err, tail(p.logFile("controller"), 5))
+		return fmt.Errorf("the apps' instances were not all removed (%w):\n%s", err, supervisor.Tail(p.logFile("controller"), 5))
 	}
 	fmt.Fprintln(out, "       the apps' instances stopped")
 	return nil

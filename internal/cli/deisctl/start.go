@@ -211,7 +211,7 @@ func (s *settings) startDetached(ctx context.Context, out io.Writer) error {
 		return cmd.Process.Release()
 	}
 	err = <-exited
-	return fmt.Errorf("the platform did not start (%w):\n%s", err, tail(s.logFile("deisctl"), 12))
+	return fmt.Errorf("the platform did not start (%w):\n%s", err, supervisor.Tail(s.logFile("deisctl"), 12))
 }
 
 // copyUntilRunning shows the child's progress and reports whether it came to
