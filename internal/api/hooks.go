@@ -11,10 +11,11 @@ package api
 //	POST /v1/hooks/build   BuildHook  200 BuildHookAnswer; with Accept: application/x-ndjson
 //	                                  a stream of BuildEvent, the last with Answer or Error
 //	GET  /v1/hooks/apps               200 AppsHookAnswer: all that exist
-//	GET  /v1/hooks/routes?generation=N  200 a stream of routerconf.Change (JSON lines): what came
-//	                                  after N, or a snapshot where that is not known any more; an empty line is a
-//	                                  sign of life, sent every RoutesHeartbeat. 503 until the
-//	                                  controller knows the instances.
+//	GET  /v1/hooks/routes?generation=N&router=ID
+//	                                  200 a stream of routerconf.Change (JSON lines): what came after
+//	                                  N, or a snapshot where that is not known any more. An empty line
+//	                                  is a sign of life, sent every RoutesHeartbeatSeconds. 503 until
+//	                                  the controller knows the instances. ID is that of the Status.
 //	POST /v1/hooks/routers routerconf.Status  204
 
 // RoutesHeartbeatSeconds is how often the stream of routes shows a sign of

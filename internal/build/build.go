@@ -150,6 +150,12 @@ func checkTree(t *Tree) (map[string]string, error) {
 	case len(bytes.TrimSpace(dockerfile)) == 0:
 		return nil, userErrorf("the Dockerfile is empty")
 	}
+	return t.Procfile()
+}
+
+// Procfile returns the process types that the commit declares; never nil
+// without an error.
+func (t *Tree) Procfile() (map[string]string, error) {
 	data, err := t.ReadFile("Procfile", maxProcfile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return map[string]string{}, nil

@@ -121,27 +121,19 @@ type recorder struct{}
 
 func (recorder) Build(_ context.Context, req build.Request) (*build.Result, error) {
 	start := time.Now()
-	r := &build.Result{Image: build.ImageName(req.App, req.Tree.Commit), Strategy: paas.StrategyBuildpacks, Procfile: map[string]string{}}
+	procfile, err := req.Tree.Procfile()
+	if err != nil {
+		return nil, err
+	}
+	r := &build.Result{Image: build.ImageName(req.App, req.Tree.Commit), Strategy: paas.StrategyBuildpacks, Procfile: procfile}
 	if req.Tree.Has("Dockerfile") {
 		r.Strategy = paas.StrategyDockerfile
-	}
-	if req.Tree.Has("Procfile") {
-		text, err := req.Tree.ReadFile("Procfile", maxProcfile)
-		if err != nil {
-			return nil, err
-		}
-		if r.Procfile, err = build.ParseProcfile(text); err != nil {
-			return nil, err
-		}
 	}
 	const line = "       recorded, not built: this platform runs no containers"
 	req.Log(line)
 	r.Log, r.Duration = line+"\n", time.Since(start)
 	return r, nil
 }
-
-// maxProcfile is what build.ParseProcfile takes.
-const maxProcfile = 64 << 10
 
 // publicURL is where a domain is served: the port is part of it unless it is HTTP's own.
 func publicURL(domain, httpAddr string) string {

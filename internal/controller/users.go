@@ -84,12 +84,9 @@ func (c *call) setPassword() error {
 	if err != nil {
 		return err
 	}
-	user := c.user
-	// Naming oneself is no privilege here, in contrast to tokens.
-	if f.has("username") && f.fields["username"] != c.user.Username {
-		if user, err = c.target(f); err != nil {
-			return err
-		}
+	user, err := c.targetOrSelf(f)
+	if err != nil {
+		return err
 	}
 	password, next := f.optional("password"), f.required("new_password")
 	if !c.user.Superuser {
@@ -111,6 +108,15 @@ func (c *call) setPassword() error {
 		return err
 	}
 	return c.reply(http.StatusOK, map[string]string{"status": "password set"})
+}
+
+// targetOrSelf is the user whom a request names, or else the caller. Naming
+// oneself is no privilege here, in contrast to tokens.
+func (c *call) targetOrSelf(f *form) (paas.User, error) {
+	if f.has("username") && f.fields["username"] != c.user.Username {
+		return c.target(f)
+	}
+	return c.user, nil
 }
 
 // newToken is contract 3.4.
@@ -145,11 +151,9 @@ func (c *call) cancel() error {
 	if err != nil {
 		return err
 	}
-	user := c.user
-	if f.has("username") && f.fields["username"] != c.user.Username {
-		if user, err = c.target(f); err != nil {
-			return err
-		}
+	user, err := c.targetOrSelf(f)
+	if err != nil {
+		return err
 	}
 	if err := c.s.store.DeleteUser(c.ctx, c.user.Username, user.Username); err != nil {
 		return err

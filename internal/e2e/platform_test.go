@@ -156,6 +156,7 @@ func runTests(m *testing.M) (int, error) {
 		_ = p.close()
 		return 1, err
 	}
+	defer os.RemoveAll(testApp)
 	code := m.Run()
 	if code != 0 {
 		fmt.Fprintf(os.Stderr, "---- logs of the platform\n%s\n", p.logs())

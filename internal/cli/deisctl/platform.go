@@ -70,9 +70,9 @@ func (p *platform) parts() ([]supervisor.Part, error) {
 		}
 		parts = engine
 	}
-	var needs []string
-	for _, part := range parts {
-		needs = append(needs, part.Name)
+	var needs []string // of the controller: what runs instances, not what builds
+	if p.Engine == "containerd" && p.ContainerdAddress == "" {
+		needs = []string{"containerd"}
 	}
 	api, err := p.sup.OpenSocket("controller", "api", p.ControllerAddr)
 	if err != nil {
@@ -91,7 +91,7 @@ func (p *platform) parts() ([]supervisor.Part, error) {
 		return nil, err
 	}
 	controllerURL := "DEIS_CONTROLLER_URL=http://" + api.Addr
-	controller, err := p.daemon("controller", api.Addr, needs[:min(1, len(needs))], []string{"DEIS_SSH_URL=" + p.sshURL(ssh.Addr)}, api)
+	controller, err := p.daemon("controller", api.Addr, needs, []string{"DEIS_SSH_URL=" + p.sshURL(ssh.Addr)}, api)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,11 @@ func (p *platform) parts() ([]supervisor.Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	builder, err := p.daemon("builder", ssh.Addr, append(needs, "controller"), []string{controllerURL}, ssh)
+	builderNeeds := []string{"controller"}
+	if p.Engine == "containerd" && p.BuildkitAddress == "" {
+		builderNeeds = append(builderNeeds, "buildkitd")
+	}
+	builder, err := p.daemon("builder", ssh.Addr, builderNeeds, []string{controllerURL}, ssh)
 	if err != nil {
 		return nil, err
 	}

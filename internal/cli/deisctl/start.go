@@ -208,7 +208,7 @@ func (s *settings) startDetached(ctx context.Context, out io.Writer) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	if s.copyUntilRunning(r, out) {
-		return cmd.Process.Release()
+		return nil
 	}
 	err = <-exited
 	return fmt.Errorf("the platform did not start (%w):\n%s", err, supervisor.Tail(s.logFile("deisctl"), 12))
