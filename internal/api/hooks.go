@@ -1,5 +1,7 @@
 package api
 
+import "encoding/json"
+
 // The hooks are what builder and router ask of the controller, with the shared
 // key in HeaderBuilderAuth. Push, config and build are contract section 6; the
 // others are ours.
@@ -7,7 +9,7 @@ package api
 //	POST /v1/hooks/key     KeyHook    200 KeyHookAnswer, 404 unknown key
 //	POST /v1/hooks/access  AccessHook 200 AccessHookAnswer, 403, 404
 //	POST /v1/hooks/push    PushHook   201
-//	POST /v1/hooks/config  RepoHook   200 Config
+//	POST /v1/hooks/config  RepoHook   200 ConfigHookAnswer
 //	POST /v1/hooks/build   BuildHook  200 BuildHookAnswer; with Accept: application/x-ndjson
 //	                                  a stream of BuildEvent, the last with Answer or Error
 //	GET  /v1/hooks/apps               200 AppsHookAnswer: all that exist
@@ -73,6 +75,20 @@ type BuildHook struct {
 	Digest   string `json:"digest,omitempty"`
 	Strategy string `json:"strategy,omitempty"`
 	Log      string `json:"log,omitempty"`
+	// SBOM is a CycloneDX document (https://cyclonedx.org), Provenance an in-toto statement with a SLSA v1
+	// predicate (https://slsa.dev/spec/v1.0/provenance); each at most MaxBuildDocument bytes.
+	SBOM       json.RawMessage `json:"sbom,omitempty"`
+	Provenance json.RawMessage `json:"provenance,omitempty"`
+}
+
+// MaxBuildDocument bounds each document kept with a build, in bytes. Large Node apps have SBOMs of 2 MB.
+const MaxBuildDocument = 4 << 20
+
+// ConfigHookAnswer is what a build needs to know of its app.
+type ConfigHookAnswer struct {
+	Config
+	// Cache names the app's build cache. Clearing the cache makes it another number.
+	Cache int64 `json:"cache"`
 }
 
 // MaxBuildLog bounds the log kept with a build, in bytes.

@@ -4,28 +4,20 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/defaults"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/deis/deis/buildpacks"
+	"github.com/deis/deis/internal/build/imagestore"
 )
 
 // BaseConfig says which base images to bring where.
@@ -80,9 +72,9 @@ func BaseImages(ctx context.Context, cfg BaseConfig) error {
 	if err != nil {
 		return fmt.Errorf("base images: %w", err)
 	}
-	store, err := containerd.New(cfg.ContainerdAddress, containerd.WithDefaultNamespace(cfg.Namespace))
+	store, err := imagestore.Open(cfg.ContainerdAddress, cfg.Namespace)
 	if err != nil {
-		return fmt.Errorf("containerd at %s: %w", cfg.ContainerdAddress, err)
+		return err
 	}
 	defer func() { _ = store.Close() }()
 	im := importer{cfg: cfg, store: store, recipe: strings.TrimSpace(string(recipe)), layers: map[string]ocispec.Descriptor{}}
@@ -129,7 +121,7 @@ func makeLayers(ctx context.Context, cfg BaseConfig) error {
 
 type importer struct {
 	cfg    BaseConfig
-	store  *containerd.Client
+	store  *imagestore.Store
 	recipe string
 	layers map[string]ocispec.Descriptor // imported in this run
 }
@@ -140,39 +132,30 @@ func (im *importer) image(ctx context.Context, name string) error {
 		return fmt.Errorf("no such base image; there are %s", strings.Join(BaseImageNames, ", "))
 	}
 	ref := "docker.io/" + name + ":latest"
-	if have, err := im.store.GetImage(ctx, ref); err == nil && have.Labels()[recipeLabel] == im.recipe {
-		if ok, err := have.IsUnpacked(ctx, defaults.DefaultSnapshotter); err == nil && ok {
-			return nil
-		}
+	if have, err := im.store.Image(ctx, ref); err == nil && have.Labels[recipeLabel] == im.recipe && im.store.Unpacked(ctx, ref) {
+		return nil
 	}
 	start := time.Now()
-	// The lease keeps the garbage collector away until the image refers to all.
-	ctx, done, err := im.store.WithLease(ctx)
+	ctx, done, err := im.store.Lease(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = done(context.WithoutCancel(ctx)) }() // it expires by itself
+	defer done()
 
+	config := ocispec.Image{
+		Config: ocispec.ImageConfig{Env: spec.env, Labels: map[string]string{recipeLabel: im.recipe}},
+		RootFS: ocispec.RootFS{Type: "layers"},
+	}
 	var layers []ocispec.Descriptor
-	for _, layer := range spec.layers {
-		desc, err := im.layer(ctx, layer)
+	for _, name := range spec.layers {
+		desc, err := im.layer(ctx, name)
 		if err != nil {
 			return err
 		}
 		layers = append(layers, desc)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, desc.Digest)
 	}
-	manifest, err := im.manifest(ctx, layers, spec.env)
-	if err != nil {
-		return err
-	}
-	img := images.Image{Name: ref, Target: manifest, Labels: map[string]string{recipeLabel: im.recipe}}
-	if _, err = im.store.ImageService().Update(ctx, img); errdefs.IsNotFound(err) {
-		_, err = im.store.ImageService().Create(ctx, img)
-	}
-	if err != nil && !errdefs.IsAlreadyExists(err) { // by another process, of the same recipe
-		return err
-	}
-	if err := containerd.NewImage(im.store, img).Unpack(ctx, defaults.DefaultSnapshotter); err != nil {
+	if _, err := im.store.Put(ctx, ref, config, layers, map[string]string{recipeLabel: im.recipe}); err != nil {
 		return err
 	}
 	im.cfg.Log(fmt.Sprintf("%sbase image %s is there (%.1fs)", indent, name, time.Since(start).Seconds()))
@@ -200,45 +183,5 @@ func (im *importer) layer(ctx context.Context, name string) (ocispec.Descriptor,
 	}
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digester.Digest(), Size: size}
 	im.layers[name] = desc
-	return desc, content.WriteBlob(ctx, im.store.ContentStore(), "deis-base-"+desc.Digest.String(), f, desc)
-}
-
-func (im *importer) manifest(ctx context.Context, layers []ocispec.Descriptor, env []string) (ocispec.Descriptor, error) {
-	config := ocispec.Image{
-		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
-		Config:   ocispec.ImageConfig{Env: env, Labels: map[string]string{recipeLabel: im.recipe}},
-		RootFS:   ocispec.RootFS{Type: "layers"},
-	}
-	refs := map[string]string{}
-	for i, l := range layers {
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.Digest)
-		refs[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = l.Digest.String()
-	}
-	configDesc, err := im.document(ctx, ocispec.MediaTypeImageConfig, config, nil)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	refs["containerd.io/gc.ref.content.config"] = configDesc.Digest.String()
-	return im.document(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest,
-		Config:    configDesc,
-		Layers:    slices.Clone(layers),
-	}, refs)
-}
-
-// document writes a JSON blob. The labels say what it refers to, for containerd's garbage collector.
-func (im *importer) document(ctx context.Context, mediaType string, doc any, labels map[string]string) (ocispec.Descriptor, error) {
-	data, err := json.Marshal(doc)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	blobs := im.store.ContentStore()
-	if err := content.WriteBlob(ctx, blobs, "deis-base-"+desc.Digest.String(), bytes.NewReader(data), desc); err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	// A blob that another namespace had already came without labels.
-	_, err = blobs.Update(ctx, content.Info{Digest: desc.Digest, Labels: labels}, "labels")
-	return desc, err
+	return desc, im.store.Write(ctx, desc, f)
 }

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/build/imagestore"
 	"github.com/deis/deis/internal/paas"
 )
 
@@ -37,11 +38,31 @@ const (
 // Builder builds on one BuildKit. It keeps one connection, which mends itself.
 // Its methods may be called concurrently; two builds of one app at a time are
 // correct but slower than one after the other.
-type Builder struct{ client *client.Client }
+type Builder struct {
+	opts   Options
+	client *client.Client
+	images *imagestore.Store
+}
 
-// New returns a Builder on the BuildKit at a socket's path or a URL
-// ("unix://...", "tcp://..."). It does not connect yet.
-func New(ctx context.Context, address string) (*Builder, error) {
+// Options of a Builder. Address, ContainerdAddress and Namespace are required.
+type Options struct {
+	// Address is BuildKit's: a socket's path or a URL ("unix://...", "tcp://...").
+	Address string
+	// ContainerdAddress is the path of the socket of the containerd that BuildKit exports to, Namespace its.
+	ContainerdAddress, Namespace string
+	// CgroupParent is BuildKit's own (buildkitd.Config): each build's cgroup is below it.
+	CgroupParent string
+	// Limits bound every build. An app's config may lower them, not raise them.
+	Limits Limits
+	// CAFile holds certificates (PEM) that builds trust besides those of their image; may be empty.
+	CAFile string
+	// Secret keys what BuildKit's cache keys say of config values.
+	Secret []byte
+}
+
+// New returns a Builder. It does not connect yet.
+func New(ctx context.Context, opts Options) (*Builder, error) {
+	address := opts.Address
 	if strings.HasPrefix(address, "/") {
 		address = "unix://" + address
 	}
@@ -51,11 +72,15 @@ func New(ctx context.Context, address string) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("BuildKit at %s: %w", address, err)
 	}
-	return &Builder{client: c}, nil
+	images, err := imagestore.Open(opts.ContainerdAddress, opts.Namespace)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &Builder{opts: opts, client: c, images: images}, nil
 }
 
-// Close ends the connection.
-func (b *Builder) Close() error { return b.client.Close() }
+// Close ends the connections.
+func (b *Builder) Close() error { return errors.Join(b.client.Close(), b.images.Close()) }
 
 // Ready waits until BuildKit answers, at most for as long as a restart takes.
 // Its error has code paas.Unavailable.
@@ -84,6 +109,11 @@ type Request struct {
 	App string
 	// Tree is the commit. Build does not close it.
 	Tree *Tree
+	// Config is the app's environment, which is secret. Buildpacks get it as platform environment
+	// (contract 9.3), Dockerfiles do not. Some of its values steer the build.
+	Config map[string]string
+	// Cache names the app's cache: another number is another, empty, cache.
+	Cache int64
 	// Log gets the lines for the pusher as they come, indented by seven blanks, without newline
 	// and without control characters. Calls never overlap. It must not block for long.
 	Log func(line string)
@@ -96,6 +126,8 @@ type Result struct {
 	Strategy      paas.Strategy
 	// Procfile is the process types that the commit declares; never nil.
 	Procfile map[string]string
+	// SBOM and Provenance are those of api.BuildHook.
+	SBOM, Provenance json.RawMessage
 	// Log is all lines that Request.Log got, or the last api.MaxBuildLog bytes of them.
 	Log      string
 	Duration time.Duration
@@ -129,6 +161,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 	if err := b.Ready(ctx); err != nil {
 		return nil, err
 	}
+	say("-----> Building with the Dockerfile")
 	name := ImageName(req.App, req.Tree.Commit)
 	digest, err := b.solve(ctx, req, name, len(procfile) > 0, say)
 	if err != nil {

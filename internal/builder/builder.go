@@ -41,6 +41,8 @@ type Config struct {
 	HTTPAddr string
 	// BuildkitAddress is BuildKit's socket or URL; empty means run/buildkitd.sock below Root.
 	BuildkitAddress string
+	// Build is what builds are made with; Address is set by BuildkitAddress.
+	Build build.Options
 	// MaxPush bounds one push in bytes, Builds how many builds run at a time.
 	MaxPush int64
 	Builds  int
@@ -109,7 +111,9 @@ func openImages(ctx context.Context, cfg Config) (imageBuilder, func() error, er
 	if address == "" {
 		address = filepath.Join(cfg.Root, "run", "buildkitd.sock")
 	}
-	b, err := build.New(ctx, address)
+	opts := cfg.Build
+	opts.Address = address
+	b, err := build.New(ctx, opts)
 	if err != nil {
 		return nil, nil, err
 	}

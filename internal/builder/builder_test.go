@@ -103,6 +103,8 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		default:
 			answer(http.StatusOK, api.AccessHookAnswer{App: uuidOf(q.ReceiveRepo)})
 		}
+	case "POST /v1/hooks/config":
+		json.NewEncoder(w).Encode(api.ConfigHookAnswer{})
 	case "POST /v1/hooks/push":
 		var q api.PushHook
 		read(&q)
@@ -266,8 +268,7 @@ func TestFromRefToRelease(t *testing.T) {
 	w := f.Work("app1")
 	sha := f.Commit(w, "Dockerfile", "FROM scratch\n")
 	out := f.Must(w, "push", "deis", "master")
-	want := `-----> Building with the Dockerfile
-       recorded, not built: this platform runs no containers
+	want := `       recorded, not built: this platform runs no containers
 -----> Launching...
        web.1 starts
        done, app1:v2 deployed to Deis
@@ -471,8 +472,7 @@ func TestFailedBuild(t *testing.T) {
 		return f.Fails(w, "push", "deis", "master")
 	}
 	out := fail(paas.Errorf(paas.Invalid, "Dockerfile line 3: RUN false\nthe command failed with exit code 1"))
-	want := `-----> Building with the Dockerfile
-       at work
+	want := `       at work
  !     ERROR: The build failed: Dockerfile line 3: RUN false
  !     the command failed with exit code 1
  !     Nothing was changed: what ran before runs on. Mend the cause and push again.`

@@ -92,6 +92,19 @@ func (c *controller) recordPush(ctx context.Context, push api.PushHook) error {
 	return c.ask(ctx, http.MethodPost, "/v1/hooks/push", push, nil)
 }
 
+// config returns an app's environment and the number of its build cache.
+func (c *controller) config(ctx context.Context, repo api.RepoHook) (values map[string]string, cache int64, err error) {
+	var answer api.ConfigHookAnswer
+	if err := c.ask(ctx, http.MethodPost, "/v1/hooks/config", repo, &answer); err != nil {
+		return nil, 0, err
+	}
+	values = make(map[string]string, len(answer.Values))
+	for key, value := range answer.Values {
+		values[key] = fmt.Sprint(value) // the controller sends texts only
+	}
+	return values, answer.Cache, nil
+}
+
 func (c *controller) apps(ctx context.Context) (map[string]bool, error) {
 	var answer api.AppsHookAnswer
 	if err := c.ask(ctx, http.MethodGet, "/v1/hooks/apps", nil, &answer); err != nil {

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -21,9 +22,12 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	d.Enum(&cfg.Engine, "engine", "containerd", "containerd, or fake: builds are recorded, not built", "containerd", "fake")
 	d.Bytes(&cfg.MaxPush, "max-push-size", "1G", "bound of one push")
 	d.Int(&cfg.Builds, "builds", 2, 1, "how many builds run at a time")
+	store := containerdSettings(d)
 	if err := parse(d, args, &cfg.Root); err != nil {
 		return err
 	}
+	cfg.Build.ContainerdAddress, cfg.Build.Namespace = store(cfg.Root)
+	cfg.Build.CgroupParent = "/deis-" + daemon.PlatformID(cfg.Root) + "/build"
 	return Run(ctx, cfg)
 }
 
@@ -32,8 +36,7 @@ func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 	var root string
 	cfg := build.BaseConfig{Log: func(line string) { fmt.Println(line) }}
 	d.String(&root, "root", "/var/lib/deis", "`directory` of the platform's state")
-	d.String(&cfg.ContainerdAddress, "containerd-address", "", "`path` of containerd's socket (default ROOT/run/containerd.sock)")
-	d.String(&cfg.Namespace, "containerd-namespace", "", "containerd's `namespace` of the platform (default deis-ID)")
+	store := containerdSettings(d)
 	d.String(&cfg.Cache, "cache", "", "`directory` of the layers, which platforms may share (default ROOT/cache/base)")
 	if err := parse(d, args, &root); err != nil {
 		return err
@@ -41,14 +44,20 @@ func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 	if cfg.Cache == "" {
 		cfg.Cache = filepath.Join(root, "cache", "base")
 	}
-	if cfg.ContainerdAddress == "" {
-		cfg.ContainerdAddress = filepath.Join(root, "run", "containerd.sock")
-	}
-	cfg.ContainerdAddress = strings.TrimPrefix(cfg.ContainerdAddress, "unix://")
-	if cfg.Namespace == "" {
-		cfg.Namespace = "deis-" + daemon.PlatformID(root)
-	}
+	cfg.ContainerdAddress, cfg.Namespace = store(root)
 	return build.BaseImages(ctx, cfg)
+}
+
+// containerdSettings declares where containerd is; the function says it once the
+// settings are known.
+func containerdSettings(d *daemon.Daemon) func(root string) (address, namespace string) {
+	var address, namespace string
+	d.String(&address, "containerd-address", "", "`path` of containerd's socket (default ROOT/run/containerd.sock)")
+	d.String(&namespace, "containerd-namespace", "", "containerd's `namespace` of the platform (default deis-ID)")
+	return func(root string) (string, string) {
+		path := strings.TrimPrefix(cmp.Or(address, filepath.Join(root, "run", "containerd.sock")), "unix://")
+		return path, cmp.Or(namespace, "deis-"+daemon.PlatformID(root))
+	}
 }
 
 func parse(d *daemon.Daemon, args []string, root *string) (err error) {

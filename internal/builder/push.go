@@ -229,14 +229,20 @@ func (p *platform) build(ctx context.Context, push gitserver.Push, sha string, o
 		return nil, err
 	}
 	defer tree.Close()
-	fmt.Fprintln(out, "-----> Building with the Dockerfile")
-	return p.images.Build(ctx, build.Request{App: push.UUID, Tree: tree, Log: func(line string) { fmt.Fprintln(out, line) }})
+	config, cache, err := p.controller.config(ctx, repoHook(push))
+	if err != nil {
+		return nil, err
+	}
+	return p.images.Build(ctx, build.Request{
+		App: push.UUID, Tree: tree, Config: config, Cache: cache,
+		Log: func(line string) { fmt.Fprintln(out, line) },
+	})
 }
 
 func buildHook(push gitserver.Push, sha string, r *build.Result) api.BuildHook {
 	hook := api.BuildHook{
 		RepoHook: repoHook(push), Image: r.Image, SHA: sha, Procfile: r.Procfile,
-		Digest: r.Digest, Strategy: string(r.Strategy), Log: r.Log,
+		Digest: r.Digest, Strategy: string(r.Strategy), Log: r.Log, SBOM: r.SBOM, Provenance: r.Provenance,
 	}
 	if r.Strategy == paas.StrategyDockerfile {
 		hook.Dockerfile = "true"

@@ -43,13 +43,10 @@ func buildOf(f *form, app paas.App, owner string) (paas.Build, error) {
 		Dockerfile: f.optional("dockerfile"),
 	}
 	f.fault("procfile", paas.CheckProcfile(b.Procfile)...)
-	switch {
-	case b.SHA == "":
-		b.Strategy = paas.StrategyImage
-	case b.Dockerfile != "":
+	// Only our builder says that an image is one of buildpacks: it is started in another way.
+	b.Strategy = paas.StrategyImage
+	if b.SHA != "" && b.Dockerfile != "" {
 		b.Strategy = paas.StrategyDockerfile
-	default:
-		b.Strategy = paas.StrategyBuildpacks
 	}
 	if err := f.err(); err != nil {
 		return b, err

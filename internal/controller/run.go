@@ -76,7 +76,7 @@ func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error
 	}
 	job := engine.Job{App: c.app.UUID, Process: engine.Process{
 		AppID: c.app.ID, Version: latest.Version, Image: build.Image, Digest: build.Digest,
-		Command: paas.ShellCommand(line), CPUShares: int64(config.CPU[runType]),
+		Command: build.OneOff(paas.ShellCommand(line)), CPUShares: int64(config.CPU[runType]),
 	}}
 	if limit := config.Memory[runType]; limit != "" {
 		if job.Process.Memory, err = paas.ParseMemory(limit); err != nil {
@@ -86,7 +86,7 @@ func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error
 	env := map[string]string{}
 	if terminal != nil {
 		env["TERM"] = terminal.Name
-		job.Process.Command = paas.TerminalCommand(line)
+		job.Process.Command = build.OneOff(paas.TerminalCommand(line))
 		job.Terminal = &engine.Terminal{Size: engine.WindowSize{Columns: terminal.Columns, Rows: terminal.Rows}}
 	}
 	maps.Copy(env, config.Values)

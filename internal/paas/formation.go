@@ -66,3 +66,28 @@ func TerminalCommand(line string) []string {
 		`if command -v bash >/dev/null 2>&1; then bash -c "$0"; else /bin/sh -c "$0"; fi; exit $?`, line,
 	}
 }
+
+// launcher starts processes in images that buildpacks made, with the environment
+// that the buildpacks left (Cloud Native Buildpacks platform specification, launch).
+const launcher = "/cnb/lifecycle/launcher"
+
+// Command is what instances of a process type run: their line of the Procfile,
+// or nil for the image's own command.
+func (b Build) Command(processType string) []string {
+	line, ok := b.Procfile[processType]
+	switch {
+	case !ok:
+		return nil
+	case b.Strategy == StrategyBuildpacks:
+		return []string{"/cnb/process/" + processType}
+	}
+	return ShellCommand(line)
+}
+
+// OneOff is a command, as ShellCommand makes them, for a one-off process of a build.
+func (b Build) OneOff(command []string) []string {
+	if b.Strategy == StrategyBuildpacks {
+		return append([]string{launcher, "--"}, command...)
+	}
+	return command
+}

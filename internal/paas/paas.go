@@ -66,6 +66,10 @@ type Build struct {
 	Dockerfile string
 	Strategy   Strategy
 	Log        string
+	// SBOM is a CycloneDX document, Provenance an in-toto statement; empty where there is none. Like
+	// Log they are written with a build and read on their own.
+	SBOM       []byte
+	Provenance []byte
 	Created    time.Time
 	Updated    time.Time
 }

@@ -160,16 +160,6 @@ func restartNums(live []paas.Set, processType string, num int) map[string][]int 
 	return restart
 }
 
-// command is what a process type runs: its line of the Procfile, or nil for the
-// image's own command.
-func command(b paas.Build, processType string) []string {
-	line, ok := b.Procfile[processType]
-	if !ok {
-		return nil
-	}
-	return paas.ShellCommand(line)
-}
-
 // inputs are what sets run with.
 type inputs struct {
 	app    paas.App
@@ -199,7 +189,7 @@ func (in inputs) spec(set paas.Set) (engine.SetSpec, error) {
 			Version:   set.Version,
 			Image:     in.build.Image,
 			Digest:    in.build.Digest,
-			Command:   command(in.build, set.Type),
+			Command:   in.build.Command(set.Type),
 			Env:       env,
 			Memory:    memory,
 			CPUShares: int64(in.config.CPU[set.Type]),
