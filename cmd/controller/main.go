@@ -25,13 +25,26 @@ func run(ctx context.Context, d *daemon.Daemon, args []string) error {
 	d.String(&cfg.ContainerdNamespace, "containerd-namespace", "", "containerd's `namespace`, that of BuildKit too (default deis-ID)")
 	d.Duration(&cfg.StartTimeout, "start-timeout", rollout.DefaultStartTimeout, "how long a new instance may take to serve without progress")
 	d.Duration(&cfg.DrainLimit, "drain-limit", rollout.DefaultDrainLimit, "how long old instances are kept for requests under way")
+	d.String(&cfg.LogDrain, "log-drain", "", "`URLs` of syslog servers that get the log lines of all apps: syslog://, tcp:// or tls://HOST:PORT")
+	d.Int(&cfg.Disk.Releases, "keep-releases", 10, 1, "how many releases of an app keep their images, to go back to")
+	d.Bytes(&cfg.Disk.Reserve, "disk-reserve", "0", "disk that must be free for a push (default a twentieth, at most 5G)")
+	d.Bytes(&cfg.Disk.Platform, "disk-budget", "0", "bound of what the images and logs of all apps take (default none)")
+	d.Bytes(&cfg.Disk.App, "app-disk-budget", "0", "bound of what the images and logs of one app take (default none)")
+	d.String(&cfg.PublicAddrs, "public-addrs", ":80,:443,:2222", "`addresses` of router and builder, which instances reach on this host")
+	d.String(&cfg.AppAllow, "app-allow", "", "further `addresses` of this host that instances reach: a.b.c.d, a.b.c.d/n or a.b.c.d:port, commas between")
+	d.String(&cfg.InsecureRegistries, "insecure-registries", "", "`registries`, HOST or HOST:PORT with commas between, that images are pulled from without TLS if they have none")
 	d.Enum(&cfg.RegistrationMode, "registration-mode", controller.RegistrationEnabled, "who may register: enabled, disabled or admin_only", controller.RegistrationModes...)
 	d.Enum(&control, "test-control", "0", "1 offers POST /_test/ctl, with the fake engine only", "0", "1")
+	if os.Getenv("DEIS_TEST") == "1" {
+		d.String(&cfg.TestStopAt, "test-stop-at", "", "`KIND:STEP` of a rollout at which the controller kills itself, for tests")
+	}
 	rest, err := d.Parse(args)
 	cfg.TestControl = control == "1"
 	switch {
 	case err != nil:
 		return err
+	case cfg.TestStopAt != "" && controller.CheckStopAt(cfg.TestStopAt) != nil:
+		return controller.CheckStopAt(cfg.TestStopAt)
 	case len(rest) == 1 && rest[0] == "remove-instances":
 		return controller.RemoveInstances(ctx, cfg)
 	case len(rest) > 0:

@@ -3,6 +3,8 @@
 // the client. Both sides use it, so that they cannot drift apart.
 package api
 
+import "fmt"
+
 // Version is the API version that the server sends and the client expects.
 const (
 	Version         = "1.7"
@@ -147,4 +149,31 @@ type User struct {
 	UserPermissions []string `json:"user_permissions"`
 	LastLogin       string   `json:"last_login"`
 	DateJoined      string   `json:"date_joined"`
+}
+
+// Drains lists where an app's log lines go; ours, not the contract's.
+type Drains struct {
+	Drains []Drain `json:"drains"`
+}
+
+// Drain is one of them, with what became of the lines since the controller started.
+type Drain struct {
+	URL     string `json:"url"`
+	Sent    int64  `json:"sent"`
+	Dropped int64  `json:"dropped"`
+	// Error is why the drain cannot be reached; empty while it can.
+	Error string `json:"error"`
+}
+
+// SizeText is a number of bytes for people: 512M, 1.5G.
+func SizeText(n int64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%dG", n>>30)
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1fG", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%dM", n>>20)
+	}
+	return fmt.Sprintf("%dK", (n+1023)>>10)
 }

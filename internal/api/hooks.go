@@ -13,12 +13,14 @@ import "encoding/json"
 //	POST /v1/hooks/build   BuildHook  200 BuildHookAnswer; with Accept: application/x-ndjson
 //	                                  a stream of BuildEvent, the last with Answer or Error
 //	GET  /v1/hooks/apps               200 AppsHookAnswer: all that exist
+//	GET  /v1/hooks/releases?app=ID    200 ReleasesHookAnswer: of one app, or of all; 404
 //	GET  /v1/hooks/routes?generation=N&router=ID
 //	                                  200 a stream of routerconf.Change (JSON lines): what came after
 //	                                  N, or a snapshot where that is not known any more. An empty line
 //	                                  is a sign of life, sent every RoutesHeartbeatSeconds. 503 until
 //	                                  the controller knows the instances. ID is that of the Status.
 //	POST /v1/hooks/routers routerconf.Status  204
+//	GET  /v1/hooks/disk               200 DiskHookAnswer
 
 // RoutesHeartbeatSeconds is how often the stream of routes shows a sign of
 // life; a router that sees nothing for three times as long connects again.
@@ -79,6 +81,9 @@ type BuildHook struct {
 	// predicate (https://slsa.dev/spec/v1.0/provenance); each at most MaxBuildDocument bytes.
 	SBOM       json.RawMessage `json:"sbom,omitempty"`
 	Provenance json.RawMessage `json:"provenance,omitempty"`
+	// RebaseOf is the UUID of the app's build whose image was put on another base; its SBOM is this
+	// one's too. Empty for a build that is none of that.
+	RebaseOf string `json:"rebase_of,omitempty"`
 }
 
 // MaxBuildDocument bounds each document kept with a build, in bytes. Large Node apps have SBOMs of 2 MB.
@@ -117,4 +122,58 @@ type BuildEvent struct {
 // others may go.
 type AppsHookAnswer struct {
 	Apps []string `json:"apps"`
+	// Caches is each app's ConfigHookAnswer.Cache by its UUID; caches of other numbers may go.
+	Caches map[string]int64 `json:"caches"`
+}
+
+// ReleasesHookAnswer lists the latest releases of apps that were deployed, in the order of the apps'
+// creation.
+type ReleasesHookAnswer struct {
+	Releases []HookRelease `json:"releases"`
+}
+
+// HookRelease is an app's latest release with what was built for it.
+type HookRelease struct {
+	// App is the app's ID, Owner a username.
+	App     string `json:"app"`
+	UUID    string `json:"uuid"`
+	Owner   string `json:"owner"`
+	Version int    `json:"version"`
+	// Build is the UUID; Image, Digest, SHA, Procfile and Strategy are those of BuildHook.
+	Build    string            `json:"build"`
+	Image    string            `json:"image"`
+	Digest   string            `json:"digest"`
+	SHA      string            `json:"sha"`
+	Procfile map[string]string `json:"procfile"`
+	Strategy string            `json:"strategy"`
+}
+
+// DiskHookAnswer says what takes the disk, in bytes; a limit of 0 is none.
+type DiskHookAnswer struct {
+	// Size and Free are those of the file system that the platform's directory is on. Pushes are refused
+	// while less than Reserve is free.
+	Size    int64 `json:"size"`
+	Free    int64 `json:"free"`
+	Reserve int64 `json:"reserve"`
+	// Images is all layers, those that apps share and base images included; Logs is those of the instances.
+	// Limit bounds the two together.
+	Images int64 `json:"images"`
+	Logs   int64 `json:"logs"`
+	Limit  int64 `json:"limit"`
+	// Apps is by size, the largest first.
+	Apps []HookAppDisk `json:"apps"`
+}
+
+// HookAppDisk is what one app takes.
+type HookAppDisk struct {
+	App string `json:"app"` // its id
+	AppDisk
+}
+
+// AppDisk is what an app takes for itself, in bytes: layers that no other has, and logs. Limit
+// bounds the two together; 0 is none.
+type AppDisk struct {
+	Images int64 `json:"images"`
+	Logs   int64 `json:"logs"`
+	Limit  int64 `json:"limit"`
 }

@@ -119,6 +119,9 @@ func (c *call) deleteApp() error {
 // finishDelete removes what a marked app has: instances, then what the engine
 // keeps, then the rows. It may be repeated at any point.
 func (s *server) finishDelete(ctx context.Context, app paas.App) error {
+	if err := s.oneOffs.endAll(ctx, app.UUID); err != nil {
+		return err
+	}
 	if err := s.rollouts.Destroy(ctx, app); err != nil {
 		return err
 	}

@@ -106,3 +106,96 @@ func TestBuildRules(t *testing.T) {
 		t.Errorf("after a failure: %d builds, %d releases", l.Count, releases.Count)
 	}
 }
+
+// TestBuildRecords: log, SBOM and provenance are kept with a build and shown on their own.
+func TestBuildRecords(t *testing.T) {
+	p := newPlatform(t)
+	alice, bob := p.user("alice"), p.user("bob")
+	alice.app("shop")
+	alice.app("other")
+	b := p.builder()
+	bomText := `{"bomFormat":"CycloneDX","components":[{"name":"a<b>&c","size":12345678901234567890}],"specVersion":"1.5"}`
+	hook := func(more string) string {
+		return `{"receive_user":"alice","receive_repo":"shop","image":"shop","sha":"abc1234567","procfile":{"web":"run"}` + more + `}`
+	}
+	b.want(200, "POST", "/v1/hooks/build", hook(`,"log":"step 1\nstep 2\n","sbom":`+bomText+`,"provenance":{"_type":"x"}`))
+	shown := `{"uuid":"` + uuidForm + `","app":"shop","owner":"alice","image":"shop","sha":"abc1234567","procfile":{"web":"run"},"dockerfile":"","created":"[^"]*","updated":"[^"]*"}`
+	var l api.List[api.Build]
+	alice.json(&l, 200, "GET", "/v1/apps/shop/builds", nil)
+	path := "/v1/apps/shop/builds/" + l.Results[0].UUID
+	if text := alice.want(200, "GET", path, nil); !regexpMatch("^"+shown+"$", text) {
+		t.Errorf("build = %s", text)
+	}
+	resp, _ := alice.do("GET", path+"/log", nil)
+	if kind := resp.Header.Get("Content-Type"); kind != "text/plain" {
+		t.Errorf("the log is %s", kind)
+	}
+	b.want(200, "POST", "/v1/hooks/build", hook(""))
+	alice.json(&l, 200, "GET", "/v1/apps/shop/builds", nil)
+	bare := "/v1/apps/shop/builds/" + l.Results[0].UUID
+	p.rows([]row{
+		{alice, "GET", path + "/log", nil, 200, "step 1\nstep 2\n"},
+		{alice, "GET", path + "/sbom/", nil, 200, bomText},
+		{alice, "GET", path + "/provenance", nil, 200, `{"_type":"x"}`},
+		{bob, "GET", path + "/sbom", nil, 403, forbidden},
+		{alice, "GET", strings.Replace(path, "shop", "other", 1) + "/sbom", nil, 404, notFound},
+		{alice, "GET", strings.Replace(path, "shop", "other", 1) + "/log", nil, 404, notFound},
+		{alice, "GET", "/v1/apps/shop/builds/x/provenance", nil, 404, notFound},
+		{alice, "GET", bare + "/log", nil, 404, `{"detail":"This build has no log. Only builds of git pushes have one."}`},
+		{alice, "GET", bare + "/sbom", nil, 404, `{"detail":"This build has no SBOM. Only builds with buildpacks have one."}`},
+		{alice, "GET", bare + "/provenance", nil, 404, `{"detail":"This build has no provenance. Only builds of git pushes have one."}`},
+	})
+	long := `{"a":"` + strings.Repeat("x", api.MaxBuildDocument) + `"}`
+	p.rows([]row{
+		{b, "POST", "/v1/hooks/build", hook(`,"sbom":["x"]`), 400, `{"sbom":["Expected a dictionary of items but got list."]}`},
+		{b, "POST", "/v1/hooks/build", hook(`,"provenance":"{"`), 400, `{"provenance":["Expected a dictionary of items but got unicode."]}`},
+		{b, "POST", "/v1/hooks/build", hook(`,"sbom":` + long), 400, `{"sbom":["Ensure this document has no more than 4194304 bytes."]}`},
+	})
+	// As large as may be, beside a log that JSON makes six times as long.
+	largest := `{"a":"` + strings.Repeat("x", api.MaxBuildDocument-len(`{"a":""}`)) + `"}`
+	log := strings.Repeat(`\u0001`, api.MaxBuildLog)
+	b.want(200, "POST", "/v1/hooks/build", hook(`,"log":"`+log+`","sbom":`+largest+`,"provenance":`+largest))
+	alice.json(&l, 200, "GET", "/v1/apps/shop/builds", nil)
+	if text := alice.want(200, "GET", "/v1/apps/shop/builds/"+l.Results[0].UUID+"/provenance", nil); text != largest {
+		t.Errorf("the largest document has %d bytes, want %d", len(text), len(largest))
+	}
+}
+
+// TestClearCache: clearing makes the app's number another one, which the builder sees.
+func TestClearCache(t *testing.T) {
+	p := newPlatform(t)
+	p.user("root")
+	alice, bob := p.user("alice"), p.user("bob")
+	alice.app("shop")
+	alice.app("other")
+	shop, other := appUUID(t, p, "shop"), appUUID(t, p, "other")
+	cache := func() int64 {
+		var config api.ConfigHookAnswer
+		p.builder().json(&config, 200, "POST", "/v1/hooks/config", map[string]any{"receive_user": "alice", "receive_repo": "shop"})
+		var apps api.AppsHookAnswer
+		p.builder().json(&apps, 200, "GET", "/v1/hooks/apps", nil)
+		if n, ok := apps.Caches[shop]; !ok || n != config.Cache || len(apps.Caches) != 2 || apps.Caches[other] != 0 {
+			t.Errorf("caches = %v, the app's own %d", apps.Caches, config.Cache)
+		}
+		return config.Cache
+	}
+	first := cache()
+	p.rows([]row{
+		{bob, "DELETE", "/v1/apps/shop/builds/cache", nil, 403, forbidden},
+		{alice, "DELETE", "/v1/apps/nothing/builds/cache", nil, 404, notFound},
+		{alice, "DELETE", "/v1/apps/shop/builds/cache/", nil, 204, ""},
+	})
+	second := cache()
+	alice.want(204, "DELETE", "/v1/apps/shop/builds/cache", nil)
+	if third := cache(); first == second || second == third || first == third {
+		t.Errorf("numbers %d, %d, %d", first, second, third)
+	}
+	if log := alice.want(200, "GET", "/v1/apps/shop/logs", nil); strings.Count(log, "alice cleared the build cache") != 2 {
+		t.Errorf("log:\n%s", log)
+	}
+	p.stop()
+	p.start()
+	if cache() == first {
+		t.Error("the number is lost by a restart")
+	}
+}

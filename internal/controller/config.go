@@ -78,6 +78,9 @@ func (c *call) changeConfig() error {
 	if err != nil {
 		return err
 	}
+	if err := checkDrains(next); err != nil {
+		return err
+	}
 	next.Owner = c.user.Username
 	if err := c.s.store.CreateConfig(ctx, &next); err != nil {
 		return err

@@ -53,10 +53,21 @@ type Config struct {
 	ContainerdAddress string
 	// ContainerdNamespace is the platform's own; empty: deis-<platform id>.
 	ContainerdNamespace string
+	// PublicAddrs are the addresses (host:port, commas between) of this host that instances reach like everybody: those
+	// of router and builder. AppAllow adds others: a.b.c.d, a.b.c.d/n, a.b.c.d:port.
+	PublicAddrs, AppAllow string
+	// InsecureRegistries are those that need no TLS, HOST or HOST:PORT with commas between.
+	InsecureRegistries string
 	// StartTimeout and DrainLimit are those of rollout.Options.
 	StartTimeout, DrainLimit time.Duration
 	// RegistrationMode is one of RegistrationModes; "" is RegistrationEnabled.
 	RegistrationMode string
+	// LogDrain lists where the lines of all apps go (see package drain); may be empty.
+	LogDrain string
+	// TestStopAt is "KIND:STEP", at which the controller kills itself: see rollout.Steps. It is for tests.
+	TestStopAt string
+	// Disk bounds what apps take.
+	Disk DiskLimits
 	// TestControl offers POST /_test/ctl, with EngineFake only (see control).
 	TestControl bool
 
@@ -85,12 +96,15 @@ type server struct {
 	rollouts   manager
 	routes     *hub
 	metrics    *metrics
+	drains     *drains
+	disk       diskUsage
 	handler    http.Handler
 	settings   atomic.Pointer[settings]
 
 	// publishing makes reading an app's routes and publishing them one step.
 	publishing sync.Mutex
 	changes    appLocks
+	oneOffs    oneOffs
 	// configWait is how long a config change waits for another one.
 	configWait time.Duration
 	// undeleted wakes who finishes deletions.
@@ -136,9 +150,14 @@ func newServer(cfg Config, builderKey string, st *store.Store, eng engine.Engine
 	}
 	s.settings.Store(cfg.defaults())
 	s.metrics = newMetrics(cfg.Metrics, s.routes)
+	st.Observe(s.metrics.stored)
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(diskCollector{s})
+	}
 	s.rollouts = rollout.New(rollout.Options{
 		Store: st, Engine: eng, Router: s.routes, Log: cfg.Log, Metrics: cfg.Metrics,
 		StartTimeout: cfg.StartTimeout, DrainLimit: cfg.DrainLimit, SkipWaits: cfg.Engine == EngineFake,
+		Step: stopAt(cfg.TestStopAt),
 	})
 	s.handler = s.newHandler()
 	if f, ok := eng.(*fake.Engine); ok && cfg.TestControl {
@@ -152,9 +171,15 @@ func (s *server) run(ctx context.Context) error {
 	if err := s.loadRoutes(ctx); err != nil {
 		return fmt.Errorf("load the routes: %w", err)
 	}
+	var err error
+	if s.drains, err = newDrains(s); err != nil {
+		return err
+	}
 	work, ctx := errgroup.WithContext(ctx)
 	s.stopping = ctx.Done()
 	work.Go(func() error { return s.rollouts.Run(ctx) })
+	work.Go(func() error { return s.drains.run(ctx) })
+	work.Go(func() error { return s.collectImages(ctx) })
 	work.Go(func() error {
 		select {
 		case <-s.rollouts.Ready():
@@ -176,7 +201,7 @@ func (s *server) run(ctx context.Context) error {
 	if s.cfg.Admin != nil {
 		work.Go(func() error { return s.cfg.Admin(ctx, s.health) })
 	}
-	err := work.Wait()
+	err = work.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

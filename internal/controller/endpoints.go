@@ -25,7 +25,8 @@ const (
 const (
 	// maxBody bounds a request: configs have no limit of their own.
 	maxBody = 4 << 20
-	// maxHookBody leaves room for a build's log in JSON (see api.MaxBuildLog).
+	// maxHookBody leaves room for a build's log in JSON, which may be six times as long as the
+	// text (api.MaxBuildLog), and for its two documents (api.MaxBuildDocument).
 	maxHookBody = 16 << 20
 )
 
@@ -77,15 +78,24 @@ var endpoints = []endpoint{
 	{method: del, path: "/v1/apps/{app}", policy: owners, handle: (*call).deleteApp},
 	{method: post, path: "/v1/apps/{app}/scale", policy: members, handle: (*call).scale},
 	{method: get, path: "/v1/apps/{app}/logs", policy: members, handle: (*call).logs, media: "text/plain"},
+	{method: get, path: "/v1/apps/{app}/disk", policy: members, handle: (*call).appDisk},
+	{method: get, path: "/v1/apps/{app}/drains", policy: members, handle: (*call).listDrains},
 	{method: post, path: "/v1/apps/{app}/run", policy: members, handle: (*call).runCommand, media: "text/plain"},
 	{method: get, path: "/v1/apps/{app}/config", policy: members, handle: (*call).getConfig},
 	{method: post, path: "/v1/apps/{app}/config", policy: members, handle: (*call).changeConfig},
 	{method: get, path: "/v1/apps/{app}/builds", policy: members, handle: (*call).listBuilds},
 	{method: post, path: "/v1/apps/{app}/builds", policy: members, handle: (*call).createBuild},
+	{method: del, path: "/v1/apps/{app}/builds/cache", policy: members, handle: (*call).clearCache},
 	{method: get, path: "/v1/apps/{app}/builds/{uuid}", policy: members, handle: (*call).getBuild},
+	{method: get, path: "/v1/apps/{app}/builds/{uuid}/log", policy: members, handle: (*call).buildLog, media: "text/plain"},
+	{method: get, path: "/v1/apps/{app}/builds/{uuid}/sbom", policy: members, handle: (*call).buildSBOM},
+	{method: get, path: "/v1/apps/{app}/builds/{uuid}/provenance", policy: members, handle: (*call).buildProvenance},
 	{method: get, path: "/v1/apps/{app}/releases", policy: members, handle: (*call).listReleases},
 	{method: get, path: "/v1/apps/{app}/releases/{version}", policy: members, handle: (*call).getRelease},
 	{method: post, path: "/v1/apps/{app}/releases/rollback", policy: members, handle: (*call).rollback},
+	{method: get, path: "/v1/apps/{app}/rollouts", policy: members, handle: (*call).listRollouts},
+	{method: get, path: "/v1/apps/{app}/rollouts/{rollout}", policy: members, handle: (*call).getRollout},
+	{method: get, path: "/v1/apps/{app}/instances", policy: members, handle: (*call).listInstances},
 	{method: get, path: "/v1/apps/{app}/containers", policy: members, handle: (*call).listContainers},
 	{method: get, path: "/v1/apps/{app}/containers/{type}", policy: members, handle: (*call).listContainers},
 	{method: get, path: "/v1/apps/{app}/containers/{type}/{num}", policy: members, handle: (*call).getContainer},
@@ -114,6 +124,8 @@ var endpoints = []endpoint{
 	{method: post, path: "/v1/hooks/config", policy: daemons, handle: (*call).configHook},
 	{method: post, path: "/v1/hooks/build", policy: daemons, handle: (*call).buildHook, aliases: []string{"/v1/hooks/builds"}, media: "application/x-ndjson"},
 	{method: get, path: "/v1/hooks/apps", policy: daemons, handle: (*call).appsHook},
+	{method: get, path: "/v1/hooks/releases", policy: daemons, handle: (*call).releasesHook},
+	{method: get, path: "/v1/hooks/disk", policy: daemons, handle: (*call).diskHook},
 	{method: get, path: "/v1/hooks/routes", policy: daemons, handle: (*call).routesHook, media: "application/x-ndjson"},
 	{method: post, path: "/v1/hooks/routers", policy: daemons, handle: (*call).routersHook},
 }

@@ -2,7 +2,9 @@ package controller
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -101,6 +103,9 @@ func (c *call) pushHook() error {
 	if err := f.err(); err != nil {
 		return err
 	}
+	if err := c.s.checkDisk(c.ctx, app); err != nil {
+		return err
+	}
 	if err := c.s.store.CreatePush(c.ctx, &p); err != nil {
 		return err
 	}
@@ -122,7 +127,7 @@ func (c *call) configHook() error {
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, apiConfig(app, cfg))
+	return c.reply(http.StatusOK, api.ConfigHookAnswer{Config: apiConfig(app, cfg), Cache: app.Cache})
 }
 
 // buildHook takes a finished build and brings it live, as the user who pushed.
@@ -135,8 +140,12 @@ func (c *call) buildHook() error {
 	if err != nil {
 		return err
 	}
+	summary, err := c.hookSummary(f, &b)
+	if err != nil {
+		return err
+	}
 	if !strings.Contains(c.r.Header.Get("Accept"), "application/x-ndjson") {
-		release, err := c.s.deploy(c.lasting(), app, &b, nil)
+		release, err := c.s.deploy(c.lasting(), app, &b, summary, nil)
 		if err != nil {
 			return err
 		}
@@ -150,7 +159,7 @@ func (c *call) buildHook() error {
 			gone = c.sendLine(e) != nil
 		}
 	}
-	release, err := c.s.deploy(c.lasting(), app, &b, func(line string) { send(api.BuildEvent{Message: line}) })
+	release, err := c.s.deploy(c.lasting(), app, &b, summary, func(line string) { send(api.BuildEvent{Message: line}) })
 	if err != nil {
 		if paas.CodeOf(err) == paas.Internal {
 			c.s.cfg.Log.Error("a build was not released", "app", app.ID, "error", err.Error())
@@ -179,13 +188,33 @@ func hookBuild(f *form, app paas.App, user paas.User) (paas.Build, error) {
 		return []string{"Unknown strategy."}
 	})
 	log := f.optional("log")
+	sbom, provenance := f.document("sbom"), f.document("provenance")
 	b, err := buildOf(f, app, user.Username)
-	b.Digest = digest
+	b.Digest, b.SBOM, b.Provenance = digest, sbom, provenance
 	b.Log = strings.ToValidUTF8(log[max(0, len(log)-api.MaxBuildLog):], "")
 	if strategy != "" {
 		b.Strategy = paas.Strategy(strategy)
 	}
 	return b, err
+}
+
+// document returns a field that holds a JSON object, as text; empty where there is none.
+func (f *form) document(name string) []byte {
+	fields := f.object(name)
+	if fields == nil {
+		return nil
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(fields); err != nil { // what was decoded from JSON always encodes
+		f.fault(name, err.Error())
+	}
+	text := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+	if len(text) > api.MaxBuildDocument {
+		f.fault(name, fmt.Sprintf("Ensure this document has no more than %d bytes.", api.MaxBuildDocument))
+	}
+	return text
 }
 
 func (s *server) buildAnswer(app paas.App, r paas.Release) (a api.BuildHookAnswer) {
@@ -217,9 +246,10 @@ func (c *call) appsHook() error {
 	if err != nil {
 		return err
 	}
-	answer := api.AppsHookAnswer{Apps: make([]string, 0, len(apps))}
+	answer := api.AppsHookAnswer{Apps: make([]string, 0, len(apps)), Caches: make(map[string]int64, len(apps))}
 	for _, app := range apps {
 		answer.Apps = append(answer.Apps, app.UUID)
+		answer.Caches[app.UUID] = app.Cache
 	}
 	return c.reply(http.StatusOK, answer)
 }

@@ -161,7 +161,7 @@ func TestHookRules(t *testing.T) {
 	}
 	alice.want(201, "POST", "/v1/apps/shop/config", `{"values":{"A":"1"},"memory":{"web":"1G"}}`)
 	config := alice.want(200, "GET", "/v1/apps/shop/config", nil)
-	b.says(config, 200, "POST", "/v1/hooks/config", `{"receive_user":"root","receive_repo":"shop"}`)
+	b.says(strings.TrimSuffix(config, "}")+`,"cache":0}`, 200, "POST", "/v1/hooks/config", `{"receive_user":"root","receive_repo":"shop"}`)
 }
 
 // TestPushedImageIsShownAsTheApp: no user sees the engine's references.

@@ -70,12 +70,26 @@ func (q logQuery) wants(l logLine) bool {
 	return q.source == "" || q.source == l.source || strings.HasPrefix(l.source, q.source+".")
 }
 
-// reach is how many lines to look at, so that n of them may be wanted.
-func (q logQuery) reach() int {
-	if q.source != "" || !q.since.IsZero() {
-		return maxLogLines
+// engineQuery asks the engine for lines that may be wanted.
+func (q logQuery) engineQuery() engine.LogQuery {
+	e := engine.LogQuery{Lines: q.n, Type: q.source, Since: q.since, Follow: q.follow}
+	// A process type may have dots, a number has none.
+	if i := strings.LastIndexByte(q.source, '.'); i > 0 {
+		if n, err := strconv.Atoi(q.source[i+1:]); err == nil && n > 0 {
+			e.Type, e.Num = q.source[:i], n
+		}
 	}
-	return q.n
+	return e
+}
+
+// activities reads the platform's own lines that may be wanted, and in any
+// case the last one: those that come after it are new.
+func (c *call) activities(ctx context.Context, q logQuery) ([]paas.Activity, error) {
+	n := q.n
+	if q.source != "" && q.source != controllerSource {
+		n = 1
+	}
+	return c.s.store.Activities(ctx, c.app.UUID, n)
 }
 
 // logs is contract 5.8: what the instances wrote and what was done to the app,
@@ -128,14 +142,14 @@ func (c *call) writeLines(lines []logLine) error {
 // pastLines returns the last lines, oldest first.
 func (c *call) pastLines(q logQuery) ([]logLine, error) {
 	var lines []logLine
-	err := c.s.engine.Logs(c.ctx, c.app.UUID, q.reach(), false, func(l engine.LogLine) error {
+	err := c.s.engine.Logs(c.ctx, c.app.UUID, q.engineQuery(), func(l engine.LogLine) error {
 		lines = append(lines, instanceLine(l))
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	acts, err := c.s.store.Activities(c.ctx, c.app.UUID, q.reach())
+	acts, err := c.activities(c.ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -181,12 +195,12 @@ func (c *call) followLogs(q logQuery) error {
 	defer stop()
 	f := &follower{call: c, q: q, lines: make(chan engine.LogLine, followBatch), ended: make(chan error, 1)}
 	f.news = c.s.store.News(c.app.UUID)
-	acts, err := c.s.store.Activities(ctx, c.app.UUID, q.reach())
+	acts, err := c.activities(ctx, q)
 	if err != nil {
 		return c.noLogs(err)
 	}
 	go func() {
-		err := c.s.engine.Logs(ctx, c.app.UUID, q.reach(), true, func(l engine.LogLine) error {
+		err := c.s.engine.Logs(ctx, c.app.UUID, q.engineQuery(), func(l engine.LogLine) error {
 			select {
 			case f.lines <- l:
 				return nil

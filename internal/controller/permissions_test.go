@@ -40,13 +40,22 @@ var mayCall = map[string]string{
 	"GET /v1/apps/{app}/logs":                             "members",
 	"POST /v1/apps/{app}/run":                             "members",
 	"GET /v1/apps/{app}/config":                           "members",
+	"GET /v1/apps/{app}/disk":                             "members",
+	"GET /v1/apps/{app}/drains":                           "members",
 	"POST /v1/apps/{app}/config":                          "members",
 	"GET /v1/apps/{app}/builds":                           "members",
 	"POST /v1/apps/{app}/builds":                          "members",
+	"DELETE /v1/apps/{app}/builds/cache":                  "members",
 	"GET /v1/apps/{app}/builds/{uuid}":                    "members",
+	"GET /v1/apps/{app}/builds/{uuid}/log":                "members",
+	"GET /v1/apps/{app}/builds/{uuid}/sbom":               "members",
+	"GET /v1/apps/{app}/builds/{uuid}/provenance":         "members",
 	"GET /v1/apps/{app}/releases":                         "members",
 	"GET /v1/apps/{app}/releases/{version}":               "members",
 	"POST /v1/apps/{app}/releases/rollback":               "members",
+	"GET /v1/apps/{app}/rollouts":                         "members",
+	"GET /v1/apps/{app}/rollouts/{rollout}":               "members",
+	"GET /v1/apps/{app}/instances":                        "members",
 	"GET /v1/apps/{app}/containers":                       "members",
 	"GET /v1/apps/{app}/containers/{type}":                "members",
 	"GET /v1/apps/{app}/containers/{type}/{num}":          "members",
@@ -73,6 +82,8 @@ var mayCall = map[string]string{
 	"POST /v1/hooks/config":                               "builder",
 	"POST /v1/hooks/build":                                "builder",
 	"GET /v1/hooks/apps":                                  "builder",
+	"GET /v1/hooks/releases":                              "builder",
+	"GET /v1/hooks/disk":                                  "builder",
 	"GET /v1/hooks/routes":                                "builder",
 	"POST /v1/hooks/routers":                              "builder",
 }
@@ -91,7 +102,7 @@ var answers = map[string]map[string]int{
 // pathOf fills in the pattern of an endpoint.
 func pathOf(pattern, app, username string) string {
 	return strings.NewReplacer("{app}", app, "{username}", username, "{id...}", "x", "{uuid}", "x", "{version}", "v1",
-		"{type}", "web", "{num}", "1", "{domain}", "a.test", "{name}", "a.test").Replace(pattern)
+		"{type}", "web", "{rollout}", "1", "{num}", "1", "{domain}", "a.test", "{name}", "a.test").Replace(pattern)
 }
 
 // withStubs makes every handler answer that it was called, and nothing else.

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"sync"
 	"time"
 
 	"github.com/deis/deis/internal/api"
@@ -47,6 +49,9 @@ func (c *call) runCommand() error {
 	if err != nil {
 		return err
 	}
+	ctx, end := c.s.oneOffs.begin(c.ctx, c.app.UUID)
+	defer end()
+	c.ctx = ctx
 	if job.Num, err = c.s.store.BeginRun(c.ctx, c.user.Username, c.app, job.Process.Version, line); err != nil {
 		return err
 	}
@@ -76,6 +81,7 @@ func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error
 	}
 	job := engine.Job{App: c.app.UUID, Process: engine.Process{
 		AppID: c.app.ID, Version: latest.Version, Image: build.Image, Digest: build.Digest,
+		Registry: engine.CredentialsOf(config.Values), ReadOnly: config.ReadOnly(),
 		Command: build.OneOff(paas.ShellCommand(line)), CPUShares: int64(config.CPU[runType]),
 	}}
 	if limit := config.Memory[runType]; limit != "" {
@@ -89,7 +95,7 @@ func (c *call) newJob(line string, terminal *api.RunTerminal) (engine.Job, error
 		job.Process.Command = build.OneOff(paas.TerminalCommand(line))
 		job.Terminal = &engine.Terminal{Size: engine.WindowSize{Columns: terminal.Columns, Rows: terminal.Rows}}
 	}
-	maps.Copy(env, config.Values)
+	maps.Copy(env, config.Environment())
 	env["DEIS_APP"], env["DEIS_RELEASE"] = c.app.ID, fmt.Sprintf("v%d", latest.Version)
 	job.Process.Env = env
 	return job, nil
@@ -119,6 +125,9 @@ func (c *call) plainRun(job engine.Job) error {
 	if ctx.Err() != nil && c.ctx.Err() == nil {
 		return paas.Errorf(paas.Unavailable, "container timed out")
 	}
+	if errors.Is(context.Cause(ctx), errAppGone) {
+		return errAppGone
+	}
 	if err != nil {
 		return err
 	}
@@ -128,6 +137,65 @@ func (c *call) plainRun(job engine.Job) error {
 	}
 	c.w.Header().Set("Content-Type", "text/plain") // as the original has it
 	_, _ = c.w.Write(answer)                       // a client that is gone cannot be told
+	return nil
+}
+
+// errAppGone ends the one-offs of an app that is destroyed.
+var errAppGone = paas.Errorf(paas.Conflict, "The app is being destroyed.")
+
+// oneOffs are the one-off processes under way: an app that goes takes its own along. The zero value is
+// ready to use.
+type oneOffs struct {
+	mu sync.Mutex
+	of map[string]map[*oneOff]bool // by app UUID
+}
+
+type oneOff struct {
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
+}
+
+// begin makes the context of a one-off. It must be called before the store is asked whether the app is
+// there, and end when nothing of the process is left.
+func (o *oneOffs) begin(ctx context.Context, app string) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	one := &oneOff{cancel: cancel, ended: make(chan struct{})}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of == nil {
+		o.of = map[string]map[*oneOff]bool{}
+	}
+	if o.of[app] == nil {
+		o.of[app] = map[*oneOff]bool{}
+	}
+	o.of[app][one] = true
+	return ctx, func() {
+		cancel(nil)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if delete(o.of[app], one); len(o.of[app]) == 0 {
+			delete(o.of, app)
+		}
+		close(one.ended)
+	}
+}
+
+// endAll ends the one-offs of an app that the store says is being deleted, and waits until they have.
+func (o *oneOffs) endAll(ctx context.Context, app string) error {
+	o.mu.Lock()
+	var all []*oneOff
+	for one := range o.of[app] {
+		one.cancel(errAppGone)
+		all = append(all, one)
+	}
+	o.mu.Unlock()
+	for _, one := range all {
+		select {
+		case <-one.ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	return nil
 }
 

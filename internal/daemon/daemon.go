@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +23,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/deis/deis/internal/paas"
 )
 
 // Version is the platform's; the linker sets it.
@@ -63,6 +66,21 @@ type Daemon struct {
 // declares its settings, calls Parse, opens its listeners and works until ctx
 // ends. args are the arguments without the program's name.
 func Main(name string, args []string, run func(ctx context.Context, d *Daemon, args []string) error) {
+	execute(name, args, run, func(d *Daemon, err error) { d.Log.Error("ended", "error", err.Error()) })
+}
+
+// Command is Main for what a person runs and waits for: an error is a line for people.
+func Command(name string, args []string, run func(ctx context.Context, d *Daemon, args []string) error) {
+	execute(name, args, run, func(_ *Daemon, err error) {
+		text := err.Error()
+		if known, ok := errors.AsType[*paas.Error](err); ok && known.Text() != "" {
+			text = known.Text()
+		}
+		fmt.Fprintln(os.Stderr, " !     "+strings.ReplaceAll(text, "\n", "\n !     "))
+	})
+}
+
+func execute(name string, args []string, run func(ctx context.Context, d *Daemon, args []string) error, report func(*Daemon, error)) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	d := newDaemon(name)
@@ -75,7 +93,7 @@ func Main(name string, args []string, run func(ctx context.Context, d *Daemon, a
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(2)
 	case err != nil && !(errors.Is(err, context.Canceled) && ctx.Err() != nil):
-		d.Log.Error("ended", "error", err.Error())
+		report(d, err)
 		os.Exit(1)
 	}
 }
@@ -163,6 +181,18 @@ func (d *Daemon) Int(p *int, name string, def, least int, usage string) {
 	})
 }
 
+// Float declares a setting that is a number greater than zero, or zero.
+func (d *Daemon) Float(p *float64, name, def, usage string) {
+	d.setting(name, def, usage, func(s string) error {
+		v, err := strconv.ParseFloat(s, 64)
+		if err != nil || !(v >= 0) || math.IsInf(v, 0) {
+			return errors.New("not a number like 0.5 or 2")
+		}
+		*p = v
+		return nil
+	})
+}
+
 // Bytes declares a setting that is a size: a number with K, M or G.
 func (d *Daemon) Bytes(p *int64, name, def, usage string) {
 	d.setting(name, def, usage, func(s string) error {
@@ -183,6 +213,11 @@ func parseBytes(s string) (int64, error) {
 		return 0, errors.New("not a size like 500M or 2G")
 	}
 	return n << shift, nil
+}
+
+// Switch declares a flag that is off unless it is given. It is about one call, so no variable sets it.
+func (d *Daemon) Switch(p *bool, name, usage string) {
+	d.flags.BoolVar(p, name, false, usage)
 }
 
 // Parse reads the flags and opens what the supervisor handed over. It reports

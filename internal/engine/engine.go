@@ -53,14 +53,33 @@ type Engine interface {
 	// The error says what was wrong in words for the user.
 	Probe(ctx context.Context, inst Instance, check Check) error
 
-	// Logs calls yield for the last n lines of an app, oldest first, of all its instances that
-	// are or were. With follow it then calls it with the zero LogLine, once, and goes on
-	// with new lines until ctx ends. yield's error ends the call and is returned.
-	Logs(ctx context.Context, app string, n int, follow bool, yield func(LogLine) error) error
+	// Logs calls yield for the last lines of an app that q asks for, oldest first, of all its instances that
+	// are or were. With q.Follow it then calls it with the zero LogLine, once, and goes on
+	// with new lines until ctx ends. yield's error ends the call and is returned. Lines that begin with
+	// "deis: " may be the engine's own: why a process ended, what is missing.
+	Logs(ctx context.Context, app string, q LogQuery, yield func(LogLine) error) error
 
 	// Run runs a one-off process to its end and returns its exit code. Nothing
-	// of it remains when Run returns, also when ctx ends first.
+	// of it remains when Run returns, also when ctx ends first. One-offs that an earlier
+	// client of the engine left behind when it died have ended before the process starts.
 	Run(ctx context.Context, job Job) (exitCode int, err error)
+
+	// Room says how much memory there is for more instances of an app. It is what the
+	// machine has at this moment: nothing is set aside.
+	Room(ctx context.Context, app string) (Room, error)
+
+	// Fetch makes the image of a process ready for an app, which may have to be pulled, and returns its
+	// digest. A tag is looked up anew each time. With that digest in Process.Digest, Apply and Run use this
+	// very image from then on, until Collect or Forget removes it. say gets lines for the user while it takes
+	// long, one call at a time and none after the return.
+	Fetch(ctx context.Context, app string, p Process, say func(string)) (digest string, err error)
+
+	// Collect removes those images of an app that keep does not want. What an instance
+	// runs from goes on: whoever keeps it must keep its image too.
+	Collect(ctx context.Context, app string, keep func(Image) bool) error
+
+	// Usage says what the engine keeps on the disk, by app.
+	Usage(ctx context.Context) (Usage, error)
 
 	// Forget removes all that the engine keeps for an app: instances, logs and
 	// images. It is nil when there is nothing.
@@ -90,6 +109,11 @@ type Process struct {
 	// Image is a reference that the engine has or can pull; Digest, when known, pins it.
 	Image  string
 	Digest string
+	// Registry is for pulling it.
+	Registry Credentials
+	// ReadOnly makes the image's files read-only; /tmp, /var/tmp and /run can be written to, and are
+	// in memory.
+	ReadOnly bool
 	// Command replaces the image's command and entrypoint; nil keeps both.
 	Command []string
 	// Env is the config; it is secret. PORT is added unless it is set.
@@ -120,12 +144,67 @@ type Instance struct {
 	Started time.Time
 }
 
+// Room is memory, in bytes.
+type Room struct {
+	// Total is what all instances together may use, 0 when that is not known.
+	// Available is what of it new ones can have without taking any from others.
+	Total, Available int64
+	// Use is what the largest running instance of each process type of the app
+	// uses now. Types of which nothing runs are not in it.
+	Use map[string]int64
+}
+
+// Image is one that the engine keeps for an app.
+type Image struct {
+	Name   string
+	Digest string // "sha256:..."
+	// Updated is when the name got this digest.
+	Updated time.Time
+}
+
+// Usage is in bytes.
+type Usage struct {
+	// Images is the layers of all images, each once, whoever has them; base images and what
+	// apps share count here only.
+	Images int64
+	Apps   map[string]AppUsage // by UUID
+}
+
+// AppUsage is what one app takes for itself.
+type AppUsage struct {
+	// Images is the layers that only images of this app have.
+	Images int64
+	Logs   int64
+}
+
 // Check says what healthy means.
 type Check struct {
 	// Path is asked with GET and must answer 200; with "" an open port is enough, and
 	// for types that are not routed a running process.
 	Path    string
 	Timeout time.Duration
+}
+
+// MaxLogBytes bounds the text of past lines that one call of Logs holds in
+// memory: there are fewer of them than were asked for when they are longer.
+const MaxLogBytes = 16 << 20
+
+// LogQuery says which lines of an app are wanted.
+type LogQuery struct {
+	// Lines is how many of the past ones: the last.
+	Lines int
+	// Type and Num narrow to one process type and, unless Num is 0, to its instances of that number.
+	Type string
+	Num  int
+	// Since leaves out what is older.
+	Since time.Time
+	// Follow goes on with new lines.
+	Follow bool
+}
+
+// Wants reports whether a line matches Type, Num and Since.
+func (q LogQuery) Wants(l LogLine) bool {
+	return (q.Type == "" || q.Type == l.Type) && (q.Num == 0 || q.Num == l.Num) && !l.Time.Before(q.Since)
 }
 
 // LogLine is one line that an instance wrote.

@@ -4,10 +4,11 @@
 // and "host-local", whose configuration this package writes; the firewall
 // rules are one nftables table per network.
 //
-// What it promises: members reach the outside and this host, but no denied
-// prefix; nothing outside the host, and no other bridge, opens a connection to
-// a member; members that Attach made do not reach each other (those that others
-// make with the CNI configuration do). The host itself reaches every member.
+// What it promises: members reach the outside and this host (of it, in a closed
+// network, only its resolver and what is allowed), but no denied prefix (of it, only a resolver); nothing outside the host,
+// and no other bridge, opens a connection to a member; members that Attach made
+// do not reach each other, nor do those that others made with the CNI
+// configuration once Isolate was called. The host itself reaches every member.
 // A firewall of others may still forbid more: where Docker or an administrator
 // set the policy of forwarding to drop, the bridge must be let through there.
 package hostnet
@@ -60,6 +61,12 @@ type Options struct {
 	// Deny lists destinations that members must not reach, for example a
 	// cloud's metadata service. IPv4.
 	Deny []netip.Prefix
+	// Closed keeps members from this host, but for its port 53, and from the bridges of all platforms here.
+	Closed bool
+	// Allow lists addresses of this host that members of a closed network reach nevertheless. IPv4.
+	Allow []netip.Prefix
+	// Ports lists TCP ports of this host that they reach; an unspecified address means all of the host's.
+	Ports []netip.AddrPort
 }
 
 // Network is an opened network. Its methods may be called concurrently.
@@ -91,9 +98,15 @@ func Open(opts Options) (*Network, error) {
 	if !filepath.IsAbs(opts.Dir) {
 		return nil, fmt.Errorf("network %s: directory %q is not absolute", opts.Name, opts.Dir)
 	}
-	if i := slices.IndexFunc(opts.Deny, func(p netip.Prefix) bool { return !p.Addr().Is4() }); i >= 0 {
-		return nil, fmt.Errorf("network %s: denied prefix %v is not IPv4", opts.Name, opts.Deny[i])
+	for _, p := range slices.Concat(opts.Deny, opts.Allow) {
+		if !p.Addr().Is4() {
+			return nil, fmt.Errorf("network %s: prefix %v is not IPv4", opts.Name, p)
+		}
 	}
+	opts.Ports = slices.DeleteFunc(slices.Clone(opts.Ports), func(p netip.AddrPort) bool {
+		addr := p.Addr().Unmap() // members have IPv4 only
+		return p.Port() == 0 || !addr.Is4() && !addr.IsUnspecified()
+	})
 	if opts.Pools == nil {
 		opts.Pools = DefaultPools
 	}
@@ -231,26 +244,52 @@ func enableForwarding() error {
 	return os.WriteFile(forwardSysctl, []byte("1\n"), 0o644)
 }
 
+const (
+	// bridgePrefix begins the names of the bridges of all platforms.
+	bridgePrefix = "deis"
+	// bridges is their pattern, of nft.
+	bridges = bridgePrefix + "*"
+)
+
 // rules is the script for nft. Adding and flushing the tables first makes it
-// idempotent; nft applies all of it or nothing.
+// idempotent; nft applies all of it or nothing. What is refused is rejected, so
+// that nobody waits for it; the first chain comes before those of other networks,
+// which drop.
 func (n *Network) rules() string {
-	deny := ""
+	deny, closed, host := "", "", ""
 	if len(n.opts.Deny) > 0 {
-		var list []string
-		for _, p := range n.opts.Deny {
-			list = append(list, p.Masked().String())
-		}
-		slices.Sort(list)
-		deny = fmt.Sprintf("iifname %q ip daddr { %s } drop", n.Bridge, strings.Join(slices.Compact(list), ", "))
+		denied := fmt.Sprintf("iifname %q ip daddr { %s }", n.Bridge, list(n.opts.Deny))
+		// Some clouds resolve names where their metadata are.
+		deny = denied + " meta l4proto { tcp, udp } th dport 53 accept\n\t\t" + denied + " reject with icmpx admin-prohibited"
 	}
-	return strings.NewReplacer("$NAME", n.Name, "$BRIDGE", n.Bridge, "$SUBNET", n.Subnet.String(), "$DENY", deny).
-		Replace(`
+	if n.opts.Closed {
+		closed = fmt.Sprintf("iifname %q oifname %q reject with icmpx admin-prohibited", n.Bridge, bridges)
+		if len(n.opts.Allow) > 0 {
+			host = fmt.Sprintf("iifname %q ip daddr { %s } accept\n\t\t", n.Bridge, list(n.opts.Allow))
+		}
+		for _, port := range n.opts.Ports {
+			to := ""
+			if addr := port.Addr().Unmap(); !addr.IsUnspecified() {
+				to = fmt.Sprintf("ip daddr %s ", addr)
+			}
+			host += fmt.Sprintf("iifname %q %stcp dport %d accept\n\t\t", n.Bridge, to, port.Port())
+		}
+		host += strings.ReplaceAll(`iifname "$BRIDGE" ct state established,related accept
+		iifname "$BRIDGE" meta l4proto { tcp, udp } th dport 53 accept
+		iifname "$BRIDGE" reject with icmpx admin-prohibited`, "$BRIDGE", n.Bridge)
+	}
+	return strings.NewReplacer("$NAME", n.Name, "$BRIDGE", n.Bridge, "$SUBNET", n.Subnet.String(),
+		"$DENY", deny, "$CLOSED", closed, "$HOST", host).Replace(`
 add table inet $NAME
 flush table inet $NAME
 table inet $NAME {
 	chain postrouting {
 		type nat hook postrouting priority srcnat;
 		ip saddr $SUBNET oifname != "$BRIDGE" masquerade
+	}
+	chain closed {
+		type filter hook forward priority filter - 1;
+		$CLOSED
 	}
 	chain forward {
 		type filter hook forward priority filter;
@@ -262,9 +301,20 @@ table inet $NAME {
 		type filter hook input priority filter;
 		iifname "$BRIDGE" meta nfproto ipv6 drop
 		$DENY
+		$HOST
 	}
 }
 `)
+}
+
+// list writes prefixes as the elements of a set.
+func list(prefixes []netip.Prefix) string {
+	var all []string
+	for _, p := range prefixes {
+		all = append(all, p.Masked().String())
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
 }
 
 func (n *Network) unrules() string {

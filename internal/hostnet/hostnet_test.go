@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -208,6 +210,39 @@ func (h host) member(n *Network, id string) (host, netip.Addr) {
 	return host{h.t, ns}, addr
 }
 
+// foreignMember is one that somebody else made with the CNI configuration.
+func (h host) foreignMember(n *Network, id string) (host, netip.Addr) {
+	h.t.Helper()
+	path := filepath.Join(h.t.TempDir(), id)
+	if err := NewNamespace(path); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { RemoveNamespace(path) })
+	var addr netip.Addr
+	h.do(func() error {
+		cni, list, err := n.cni()
+		if err != nil {
+			return err
+		}
+		res, err := cni.AddNetworkList(h.t.Context(), list, runtimeConf(id, path))
+		if err != nil {
+			return err
+		}
+		got, err := types100.GetResult(res)
+		if err != nil {
+			return err
+		}
+		addr, _ = netip.AddrFromSlice(got.IPs[0].Address.IP.To4())
+		return nil
+	})
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { ns.Close() })
+	return host{h.t, ns}, addr
+}
+
 func (h host) open(opts Options) *Network {
 	h.t.Helper()
 	var n *Network
@@ -223,15 +258,24 @@ func (h host) open(opts Options) *Network {
 func TestNetwork(t *testing.T) {
 	h, outside := newHost(t), newHost(t)
 	connect(h, outside, "198.51.100.1/24", "198.51.100.2/24")
+	h.do(func() error { // some kernels can send what crosses a bridge through the rules too; not all do
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
 	dir := t.TempDir()
 	apps := h.open(Options{Name: "deistest", Dir: dir, Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.3/32")}})
-	builds := h.open(Options{Name: "deistestb", Dir: dir})
+	builds := h.open(Options{Name: "deistestb", Dir: dir, Closed: true, Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.5/32")}})
 	if apps.Subnet.Overlaps(builds.Subnet) {
 		t.Fatalf("%v overlaps %v", apps.Subnet, builds.Subnet)
 	}
 	one, addrOne := h.member(apps, "one")
 	two, addrTwo := h.member(apps, "two")
 	build, addrBuild := h.member(builds, "build")
+	other, _ := h.foreignMember(builds, "other")
+	third, addrThird := h.foreignMember(builds, "third")
 	if !apps.Subnet.Contains(addrOne) || !apps.Subnet.Contains(addrTwo) || addrOne == addrTwo {
 		t.Errorf("addresses %v and %v of %v", addrOne, addrTwo, apps.Subnet)
 	}
@@ -254,10 +298,40 @@ func TestNetwork(t *testing.T) {
 		}
 		return netlink.RouteAdd(route)
 	})
-	for _, m := range []host{h, outside, one, two, build} {
+	for _, m := range []host{h, outside, one, two, build, third} {
 		m.serve(":80")
 	}
+	h.serve(":53")
+	h.do(func() error { // an address of the host that a closed network may reach
+		link, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		ip, err := netlink.ParseAddr("198.51.100.5/32")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, ip)
+	})
+	if other.ask(addrThird.String()+":80") == "" {
+		t.Error("members of others' making do not reach each other anyway: the test proves nothing")
+	}
+	h.do(builds.Isolate)
 	gateway := apps.Gateway.String()
+	for _, addr := range []string{builds.Gateway.String() + ":80", gateway + ":80", addrOne.String() + ":80"} {
+		start := time.Now()
+		build.do(func() error {
+			c, err := net.DialTimeout("tcp4", addr, 5*time.Second)
+			if err == nil {
+				c.Close()
+				t.Errorf("a build reaches %s", addr)
+			}
+			return nil
+		})
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("a build waits %v for %s, which it may not reach", took, addr)
+		}
+	}
 	checks := func(phase string) {
 		t.Helper()
 		for _, c := range []struct {
@@ -277,6 +351,14 @@ func TestNetwork(t *testing.T) {
 			{"member to another member", one, addrTwo.String() + ":80", ""},
 			{"member to build", one, addrBuild.String() + ":80", ""},
 			{"build to member", build, addrOne.String() + ":80", ""},
+			{"build to the host", build, builds.Gateway.String() + ":80", ""},
+			{"build to the host's address outside", build, "198.51.100.1:80", ""},
+			{"build to the host's address among members", build, gateway + ":80", ""},
+			{"build to the host's resolver", build, builds.Gateway.String() + ":53", addrBuild.String()},
+			{"build to an address of the host that is allowed", build, "198.51.100.5:80", addrBuild.String()},
+			{"build to another build", build, addrThird.String() + ":80", ""},
+			{"build to another build, both of others' making", other, addrThird.String() + ":80", ""},
+			{"host to a build of others' making", h, addrThird.String() + ":80", builds.Gateway.String()},
 			{"member to itself", one, "127.0.0.1:80", "127.0.0.1"},
 		} {
 			if got := c.from.ask(c.to); got != c.want {

@@ -71,6 +71,28 @@ func isolate(interfaces []*types100.Interface) error {
 	return nil
 }
 
+// Isolate keeps all members that there are from each other, whoever made them.
+func (n *Network) Isolate() error {
+	bridge, err := netlink.LinkByName(n.Bridge)
+	if err != nil {
+		return fmt.Errorf("isolate the members of network %s: %w", n.Name, err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("isolate the members of network %s: %w", n.Name, err)
+	}
+	for _, link := range links {
+		if link.Attrs().MasterIndex != bridge.Attrs().Index {
+			continue
+		}
+		// A port that is gone by now reaches nobody.
+		if err := netlink.LinkSetIsolated(link, true); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("isolate %s: %w", link.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
 // Detach takes the interface away and gives the address back. The namespace may
 // be gone already. It is nil when there is nothing to do.
 func (n *Network) Detach(ctx context.Context, id, netns string) error {

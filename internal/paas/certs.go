@@ -47,6 +47,16 @@ func NewCertificate(chainPEM, keyPEM, name, platformDomain string) (Certificate,
 	return Certificate{CommonName: strings.ToLower(name), Chain: chain, Key: keyPEM, Expires: leaf.NotAfter.UTC()}, nil
 }
 
+// TrustedCertificates returns the certificates of a PEM text, at most 256 KiB,
+// without what else is in it, such as keys.
+func TrustedCertificates(text string) (string, error) {
+	if len(text) > maxCertificate {
+		return "", fmt.Errorf("longer than %d bytes", maxCertificate)
+	}
+	chain, _, err := parseChain(text)
+	return chain, err
+}
+
 func ownName(leaf *x509.Certificate) string {
 	if leaf.Subject.CommonName == "" && len(leaf.DNSNames) > 0 {
 		return leaf.DNSNames[0]

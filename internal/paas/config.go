@@ -11,7 +11,43 @@ const (
 	ConfigPort               = "PORT"
 	ConfigHealthcheckURL     = "HEALTHCHECK_URL"
 	ConfigHealthcheckTimeout = "HEALTHCHECK_TIMEOUT"
+	// ConfigLogDrain lists where the app's log lines go as well (package drain).
+	ConfigLogDrain = "DEIS_LOG_DRAIN"
+	// ConfigDeployStrategy is DeployRolling or DeployStopFirst.
+	ConfigDeployStrategy = "DEIS_DEPLOY_STRATEGY"
+	// ConfigRegistryUsername and ConfigRegistryPassword are shown to the registry of an image that is
+	// pulled: to that which ConfigRegistry names, or else to whichever the image is in. Instances
+	// do not get these three.
+	ConfigRegistry         = "DEIS_REGISTRY"
+	ConfigRegistryUsername = "DEIS_REGISTRY_USERNAME"
+	ConfigRegistryPassword = "DEIS_REGISTRY_PASSWORD"
+	// ConfigReadOnly, "1", makes the files of the image read-only for the app's processes.
+	ConfigReadOnly = "DEIS_READ_ONLY"
 )
+
+// The values of ConfigDeployStrategy.
+const (
+	// DeployRolling, the default, starts new instances before the old ones go.
+	DeployRolling = "rolling"
+	// DeployStopFirst ends the old instances of types that are not routed before
+	// the new ones start, so that two generations of them never run together.
+	DeployStopFirst = "stop-first"
+)
+
+// Environment is the values that the app's processes get. The map is a new one.
+func (c Config) Environment() map[string]string {
+	env := maps.Clone(c.Values)
+	if env == nil {
+		env = map[string]string{}
+	}
+	for _, key := range []string{ConfigRegistry, ConfigRegistryUsername, ConfigRegistryPassword} {
+		delete(env, key)
+	}
+	return env
+}
+
+// ReadOnly says what ConfigReadOnly does.
+func (c Config) ReadOnly() bool { return c.Values[ConfigReadOnly] == "1" }
 
 // ConfigChange is a request to change a config: decoded JSON values (numbers as
 // json.Number), nil to remove a key.

@@ -28,10 +28,17 @@ func ParseScale(request map[string]any) (map[string]int, error) {
 	return counts, nil
 }
 
+// TypeRelease is the process type that runs once before each release and never as
+// an instance.
+const TypeRelease = "release"
+
 // CheckScale refuses process types that a build does not have; cmd, the image's
 // own command, is in every one.
 func CheckScale(b Build, counts map[string]int) error {
 	for _, processType := range slices.Sorted(maps.Keys(counts)) {
+		if processType == TypeRelease {
+			return Errorf(Invalid, "Container type %s runs once before each release and cannot be scaled", processType)
+		}
 		if _, ok := b.Procfile[processType]; !ok && processType != "cmd" {
 			return Errorf(Invalid, "Container type %s does not exist in application", processType)
 		}

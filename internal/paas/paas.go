@@ -36,8 +36,10 @@ type App struct {
 	// Structure is the formation as users see it: process type to count. It is
 	// empty until the first deploy or scale (contract 5.5).
 	Structure map[string]int
-	Created   time.Time
-	Updated   time.Time
+	// Cache names the build cache: another number is another cache.
+	Cache   int64
+	Created time.Time
+	Updated time.Time
 }
 
 // Strategy says how a build was made.
@@ -152,12 +154,18 @@ type RolloutState string
 const (
 	// RolloutPending is written before anything is touched.
 	RolloutPending RolloutState = "pending"
-	// RolloutStarting: instances of the new sets may exist, none is routed.
+	// RolloutReleasing: the release process of the build may run or have run.
+	RolloutReleasing RolloutState = "releasing"
+	// RolloutStarting: instances of the new sets may exist. Those that the live sets
+	// name have taken the places of old ones already.
 	RolloutStarting RolloutState = "starting"
+	// RolloutUndoing: it failed after some old instances had gone; they are brought back.
+	RolloutUndoing RolloutState = "undoing"
 	// RolloutSucceeded is written in the transaction that makes the new sets
 	// the live ones. What is no longer live is retired afterwards.
 	RolloutSucceeded RolloutState = "succeeded"
-	// RolloutFailed: the new sets are unwanted, the old ones untouched.
+	// RolloutFailed is written in the transaction after which the sets from before
+	// are the live ones; the new ones are unwanted.
 	RolloutFailed RolloutState = "failed"
 )
 
@@ -179,6 +187,10 @@ type Rollout struct {
 	// current one for scales and restarts.
 	Version int
 	Summary string
+	// Before are the sets that were live when it began; nil if that is not on record.
+	Before []Set
+	// Step says, for people, what it does in its state.
+	Step string
 	// Reason says why it failed, or of what a success warns, for the user. It holds no config values.
 	Reason   string
 	Created  time.Time
@@ -226,8 +238,12 @@ type Instance struct {
 	Generation int64
 	State      InstanceState
 	// Reason explains a state other than up: exit code, signal, memory limit.
-	Reason  string
-	Created time.Time
+	Reason string
+	// Container is the engine's ID of it; empty while there is none.
+	Container string
+	// Restarts counts how often the platform started it again. The store counts.
+	Restarts int
+	Created  time.Time
 	Updated time.Time
 }
 

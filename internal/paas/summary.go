@@ -18,6 +18,9 @@ func RollbackSummary(owner string, version int) string {
 // DeploySummary is that of a release with a new build (contract 5.4).
 func DeploySummary(b Build) string { return b.Owner + " deployed " + b.Label() }
 
+// RebaseSummary is that of a release whose build is an older one on another base image.
+func RebaseSummary(b Build) string { return b.Owner + " rebased " + b.Label() }
+
 // ConfigSummary is that of a release with a new config, next, made by its
 // owner (contract 5.4). It names keys, never values.
 func ConfigSummary(prev, next Config) string {

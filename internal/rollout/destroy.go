@@ -51,12 +51,15 @@ func (m *Manager) condemn(a *app, f func()) bool {
 
 func (m *Manager) erase(a *app, first chan<- error) {
 	a.work.Wait()
+	m.step(KindDestroy, "destroying")
 	m.opt.Router.SetTargets(a.uuid, nil)
 	m.metrics.instances(a.uuid, nil)
 	m.retry(m.ctx, "destroy an app", func() error {
 		err := m.opt.Engine.Forget(m.ctx, a.uuid)
 		if err != nil {
 			err = fmt.Errorf("forget app %s: %w", a.uuid, err)
+		} else {
+			m.step(KindDestroy, "forgotten")
 		}
 		select {
 		case first <- err:

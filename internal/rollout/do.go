@@ -43,12 +43,13 @@ type outcome struct {
 }
 
 // Do brings a change live and returns the rollout and the release that is then
-// the latest. One change of an app is made at a time: a deploy waits for its
-// turn, others get paas.Conflict after 5 seconds (contract 5.2).
+// the latest. One change of an app is made at a time, in the order of the calls: others than deploys
+// get paas.Conflict after 5 seconds of waiting (contract 5.2), a deploy at once when a newer one
+// comes to wait as well.
 //
 // Once its turn has come the work goes on in the manager's own context: when
 // ctx ends, Do returns, and the rollout ends without it. On failure the new
-// instances go, the old ones are untouched, and the error, mostly
+// instances go, the old ones are there as before, and the error, mostly
 // paas.Unavailable, says for the user what failed. A restart that matches no
 // instance and a scale of nothing return a zero Rollout and do nothing.
 func (m *Manager) Do(ctx context.Context, req Request) (paas.Rollout, paas.Release, error) {
@@ -65,8 +66,9 @@ func (m *Manager) Do(ctx context.Context, req Request) (paas.Rollout, paas.Relea
 	}
 	done := make(chan outcome, 1)
 	ok := m.spawn(a, func() {
-		defer m.endTurn(a)
-		done <- m.perform(a, req, say)
+		o := m.perform(a, req, say)
+		m.endTurn(a) // before the caller can ask for the next
+		done <- o
 	})
 	if !ok {
 		m.endTurn(a)
@@ -111,71 +113,8 @@ func (m *Manager) gone(a *app) error {
 	return errStopping
 }
 
-// takeTurn waits until no other rollout of the app is under way.
-func (m *Manager) takeTurn(ctx context.Context, a *app, req Request, say func(string)) error {
-	wait := changeWait
-	if req.Kind == paas.RolloutDeploy {
-		wait = deployWait
-	}
-	limit := time.NewTimer(wait)
-	defer limit.Stop()
-	tick := time.NewTimer(0)
-	defer tick.Stop()
-	for {
-		select { // a free turn comes before a word about waiting
-		case a.turn <- struct{}{}:
-			m.setCurrent(a, paas.Rollout{Kind: req.Kind, Owner: req.Owner})
-			return nil
-		default:
-		}
-		select {
-		case a.turn <- struct{}{}:
-			m.setCurrent(a, paas.Rollout{Kind: req.Kind, Owner: req.Owner})
-			return nil
-		case <-tick.C:
-			tick.Reset(sayEvery)
-			say("Waiting: " + m.busy(a))
-		case <-limit.C:
-			return paas.Errorf(paas.Conflict, "%s\n%s", msgBusy, m.busy(a))
-		case <-a.ctx.Done():
-			return m.gone(a)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (m *Manager) endTurn(a *app) {
-	m.setCurrent(a, paas.Rollout{})
-	<-a.turn
-}
-
-func (m *Manager) setCurrent(a *app, r paas.Rollout) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	a.current = r
-}
-
-// busy says what is under way for an app.
-func (m *Manager) busy(a *app) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	what := "change"
-	switch kind := a.current.Kind; kind {
-	case paas.RolloutConfig, paas.RolloutScale:
-		what = string(kind) + " change"
-	case paas.RolloutDeploy, paas.RolloutRollback, paas.RolloutRestart:
-		what = string(kind)
-	}
-	if a.current.Owner == "" {
-		return "a " + what + " is under way."
-	}
-	return fmt.Sprintf("a %s by %s is under way.", what, a.current.Owner)
-}
-
 // perform is one rollout from request to end. It has the app's turn.
 func (m *Manager) perform(a *app, req Request, say func(string)) outcome {
-	began := time.Now()
 	r, latest, err := m.freeze(a.ctx, req)
 	if err != nil || r.Kind == "" {
 		return outcome{release: latest, err: m.interrupted(a, err)}
@@ -185,7 +124,6 @@ func (m *Manager) perform(a *app, req Request, say func(string)) outcome {
 	}
 	o, err := m.drive(a, r, say)
 	o.err = err
-	m.metrics.ended(r.Kind, err, time.Since(began))
 	return o
 }
 
@@ -198,15 +136,11 @@ func (m *Manager) interrupted(a *app, err error) error {
 	return err
 }
 
-// begin writes the journal's first entry. The reconciler knows of the
-// generation before it can see any of it.
+// begin writes the journal's first entry.
 func (m *Manager) begin(a *app, r *paas.Rollout) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	if err := m.opt.Store.BeginRollout(a.ctx, r); err != nil {
 		return fmt.Errorf("begin a rollout: %w", err)
 	}
-	a.starting[r.ID] = true
 	m.setCurrent(a, *r)
 	return nil
 }
@@ -236,6 +170,9 @@ func (m *Manager) freeze(ctx context.Context, req Request) (r paas.Rollout, late
 		return r, latest, err
 	}
 	if _, err := healthOf(in.config); err != nil {
+		return r, latest, err
+	}
+	if _, err := stopsFirst(in.config); err != nil {
 		return r, latest, err
 	}
 	r.Formation = in.app.Structure
@@ -303,6 +240,15 @@ func (m *Manager) inputs(ctx context.Context, app, build, config string) (in inp
 	return in, nil
 }
 
+// specOf is what the engine is told of a set.
+func (m *Manager) specOf(ctx context.Context, set paas.Set) (engine.SetSpec, error) {
+	in, err := m.inputs(ctx, set.App, set.Build, set.Config)
+	if err != nil {
+		return engine.SetSpec{}, err
+	}
+	return in.spec(set)
+}
+
 // build is the zero Build for "", that of a release before the first push.
 func (m *Manager) build(ctx context.Context, uuid string) (paas.Build, error) {
 	if uuid == "" {
@@ -313,133 +259,6 @@ func (m *Manager) build(ctx context.Context, uuid string) (paas.Build, error) {
 		return b, fmt.Errorf("read build %s: %w", uuid, err)
 	}
 	return b, nil
-}
-
-// drive takes a rollout from its journaled state to its end. Its error is the
-// reason for the user; when the manager stops, the journal is left as it is.
-func (m *Manager) drive(a *app, r paas.Rollout, say func(string)) (outcome, error) {
-	w, err := m.prepare(a.ctx, r)
-	if err != nil {
-		return m.giveUp(a, r, nil, err)
-	}
-	if len(w.specs) > 0 {
-		if err := m.opt.Store.SetRolloutState(a.ctx, r.ID, paas.RolloutStarting); err != nil {
-			return m.giveUp(a, r, w.specs, fmt.Errorf("write the journal: %w", err))
-		}
-		s := &starter{
-			m: m, app: a, generation: r.ID, specs: w.specs, health: w.health,
-			redact: redactor(w.config), say: say,
-		}
-		if err := s.run(a.ctx, r.State == paas.RolloutStarting); err != nil {
-			return m.giveUp(a, r, w.specs, err)
-		}
-		r.Reason = s.warning
-	}
-	o, err := m.finish(a, r, w.live)
-	if err != nil {
-		return m.giveUp(a, r, w.specs, err)
-	}
-	return o, nil
-}
-
-// workload is what a rollout brings.
-type workload struct {
-	live   []paas.Set       // after success
-	specs  []engine.SetSpec // what is new of it
-	health health
-	config paas.Config
-}
-
-func (m *Manager) prepare(ctx context.Context, r paas.Rollout) (w workload, err error) {
-	in, err := m.inputs(ctx, r.App, r.Build, r.Config)
-	if err != nil {
-		return w, err
-	}
-	w.config = in.config
-	if w.health, err = healthOf(in.config); err != nil {
-		return w, err
-	}
-	before, err := m.opt.Store.LiveSets(ctx, r.App)
-	if err != nil {
-		return w, fmt.Errorf("read the live sets: %w", err)
-	}
-	w.live = plan(r, before)
-	for _, set := range w.live {
-		if set.Generation != r.ID {
-			continue
-		}
-		spec, err := in.spec(set)
-		if err != nil {
-			return w, err
-		}
-		w.specs = append(w.specs, spec)
-	}
-	return w, nil
-}
-
-// finish makes the new sets the live ones and the routes follow, in one step for
-// the reconciler. Between the two there is nothing that can fail.
-func (m *Manager) finish(a *app, r paas.Rollout, live []paas.Set) (outcome, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	instances, err := m.instances(a.ctx, a.uuid)
-	if err != nil {
-		return outcome{}, err
-	}
-	release, err := m.opt.Store.FinishRollout(a.ctx, r, live)
-	if err != nil {
-		return outcome{}, fmt.Errorf("finish the rollout: %w", err)
-	}
-	delete(a.starting, r.ID)
-	r.State = paas.RolloutSucceeded
-	o := outcome{rollout: r, release: release}
-	o.retired = m.publish(a, instances, live, true)
-	if err := m.save(a, instances, live); err != nil {
-		poke(a.look)
-	}
-	return o, nil
-}
-
-// giveUp ends a rollout that failed: first in the journal, then for real.
-func (m *Manager) giveUp(a *app, r paas.Rollout, specs []engine.SetSpec, cause error) (outcome, error) {
-	ctx := a.ctx
-	if ctx.Err() != nil {
-		if cause = m.gone(a); !errors.Is(cause, errDestroyed) {
-			return outcome{rollout: r}, cause
-		}
-		ctx = m.ctx
-	}
-	if paas.CodeOf(cause) == paas.Internal {
-		m.opt.Log.Error("a rollout failed", "app", a.uuid, "rollout", r.ID, "error", cause.Error())
-	}
-	r.State, r.Reason = paas.RolloutFailed, userText(cause)
-	if !m.retry(ctx, "write the journal", func() error { return m.fail(ctx, r) }) {
-		return outcome{rollout: r}, m.gone(a)
-	}
-	m.abandon(a, r.ID, specs)
-	return outcome{rollout: r}, cause
-}
-
-func (m *Manager) fail(ctx context.Context, r paas.Rollout) error {
-	err := m.opt.Store.FailRollout(ctx, r.ID, r.Reason)
-	if code := paas.CodeOf(err); code == paas.NotFound || code == paas.Conflict {
-		return nil // the app is gone, or the rollout has ended after all
-	}
-	return err
-}
-
-// abandon leaves the new sets of a failed rollout to the reconciler, which
-// removes them; no router has ever heard of them.
-func (m *Manager) abandon(a *app, generation int64, specs []engine.SetSpec) {
-	a.mu.Lock()
-	delete(a.starting, generation)
-	for _, spec := range specs {
-		a.unrouted[spec.SetKey] = true
-	}
-	a.mu.Unlock()
-	if err := m.reconcile(a); err != nil {
-		poke(a.look)
-	}
 }
 
 // userText is an error in words for the user; what is not for him stays in the log.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -48,31 +49,52 @@ func (s *memory) BeginRollout(_ context.Context, r *paas.Rollout) error {
 		return errNotFound
 	}
 	r.ID, r.State, r.Created = int64(len(s.rollouts)+1), paas.RolloutPending, time.Now()
+	r.Before = cloneSets(s.live[r.App])
 	s.rollouts = append(s.rollouts, *r)
 	return s.broken
 }
 
+// cloneSets is never nil.
+func cloneSets(sets []paas.Set) []paas.Set {
+	list := []paas.Set{}
+	for _, set := range sets {
+		set.Nums = slices.Clone(set.Nums)
+		list = append(list, set)
+	}
+	return list
+}
+
+func isOver(s paas.RolloutState) bool { return s == paas.RolloutSucceeded || s == paas.RolloutFailed }
+
 func (s *memory) unfinished(id int64) (*paas.Rollout, error) {
 	for i := range s.rollouts {
-		if r := &s.rollouts[i]; r.ID == id && (r.State == paas.RolloutPending || r.State == paas.RolloutStarting) {
+		if r := &s.rollouts[i]; r.ID == id && !isOver(r.State) {
 			return r, s.broken
 		}
 	}
 	return nil, errNotFound
 }
 
-func (s *memory) SetRolloutState(_ context.Context, id int64, state paas.RolloutState) error {
+func (s *memory) AdvanceRollout(_ context.Context, r paas.Rollout) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, err := s.unfinished(id)
+	row, err := s.unfinished(r.ID)
 	if err != nil {
 		return err
 	}
-	r.State = state
+	row.State, row.Step, row.Reason = r.State, r.Step, r.Reason
 	return nil
 }
 
-func (s *memory) FailRollout(_ context.Context, id int64, reason string) error {
+func (s *memory) SwitchSets(ctx context.Context, r paas.Rollout, live []paas.Set) error {
+	if err := s.AdvanceRollout(ctx, r); err != nil {
+		return err
+	}
+	s.set(func() { s.live[r.App] = cloneSets(live) })
+	return nil
+}
+
+func (s *memory) FailRollout(_ context.Context, id int64, reason string, live []paas.Set) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, err := s.unfinished(id)
@@ -80,6 +102,9 @@ func (s *memory) FailRollout(_ context.Context, id int64, reason string) error {
 		return err
 	}
 	r.State, r.Reason = paas.RolloutFailed, reason
+	if live != nil {
+		s.live[r.App] = cloneSets(live)
+	}
 	return nil
 }
 
@@ -110,7 +135,7 @@ func (s *memory) UnfinishedRollouts(context.Context) (list []paas.Rollout, err e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.rollouts {
-		if r.State == paas.RolloutPending || r.State == paas.RolloutStarting {
+		if !isOver(r.State) {
 			list = append(list, r)
 		}
 	}
@@ -159,6 +184,20 @@ func (s *memory) BuildByUUID(_ context.Context, uuid string) (paas.Build, error)
 	return get(s, s.builds, uuid)
 }
 
+func (s *memory) PinBuild(_ context.Context, uuid, digest string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, ok := s.builds[uuid]
+	if !ok {
+		return errNotFound
+	}
+	if b.Digest == "" {
+		b.Digest = digest
+		s.builds[uuid] = b
+	}
+	return s.broken
+}
+
 func (s *memory) ConfigByUUID(_ context.Context, uuid string) (paas.Config, error) {
 	return get(s, s.configs, uuid)
 }
@@ -196,12 +235,35 @@ type world struct {
 	logsFrom  time.Time // when the engine's logs appear
 	skipWaits bool
 
-	mu      sync.Mutex
-	events  []string
-	targets map[string][]string // app to sorted IDs
-	table   uint64
-	drain   time.Duration // how long Drained takes; over the limit it is false
-	down    bool          // the engine answers nothing
+	mu       sync.Mutex
+	events   []string
+	targets  map[string][]string // app to sorted IDs
+	table    uint64
+	drain    time.Duration // how long Drained takes; over the limit it is false
+	down     bool          // the engine answers nothing
+	steps    []string      // those that rollouts came to
+	dieAt    string        // the step at which the manager is killed, once
+	died     chan struct{} // closed then
+	least    int           // the fewest targets that a table had
+	stopping time.Duration // how long Remove takes
+	met      []string      // generations of workers that ran at the same time
+}
+
+// stepped kills the manager at a step: what it was doing ends in the middle, and nothing more
+// comes of the rest.
+func (w *world) stepped(kind paas.RolloutKind, step string, cancel func()) {
+	w.mu.Lock()
+	w.steps = append(w.steps, step)
+	die := w.dieAt == step
+	if die {
+		w.dieAt = ""
+		close(w.died)
+		cancel()
+	}
+	w.mu.Unlock()
+	if die {
+		runtime.Goexit()
+	}
 }
 
 const uuid = "11111111-2222-3333-4444-555555555555"
@@ -251,7 +313,10 @@ func (w *world) start() *world {
 func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.metrics = prometheus.NewRegistry()
-	w.m = New(Options{Store: w.store, Engine: spy{w.engine, w}, Router: w, Metrics: w.metrics, SkipWaits: w.skipWaits})
+	w.m = New(Options{
+		Store: w.store, Engine: spy{w.engine, w}, Router: w, Metrics: w.metrics, SkipWaits: w.skipWaits,
+		Step: func(kind paas.RolloutKind, step string) { w.stepped(kind, step, cancel) },
+	})
 	ended := make(chan error, 1)
 	go func() { ended <- w.m.Run(ctx) }()
 	w.stop = func() {
@@ -278,6 +343,9 @@ func (w *world) SetTargets(app string, targets []routerconf.Target) uint64 {
 		ids = append(ids, t.ID)
 	}
 	slices.Sort(ids)
+	if app == uuid {
+		w.least = min(w.least, len(ids))
+	}
 	if !slices.Equal(ids, w.targets[app]) {
 		w.table++
 		w.targets[app] = ids
@@ -337,11 +405,35 @@ func (s spy) Apply(ctx context.Context, spec engine.SetSpec) error {
 	if s.isDown() {
 		return errDown
 	}
+	defer s.w.noteWorkers()
 	return s.Engine.Apply(ctx, spec)
+}
+
+// noteWorkers notes when workers of two generations run.
+func (w *world) noteWorkers() {
+	instances, err := w.engine.Instances(context.Background(), uuid)
+	if err != nil {
+		w.Error(err)
+	}
+	seen := map[int64]bool{}
+	for _, inst := range instances {
+		if inst.Type == "worker" && inst.State == paas.StateUp {
+			seen[inst.Generation] = true
+		}
+	}
+	if len(seen) > 1 {
+		w.set(func() { w.met = append(w.met, fmt.Sprint(seen)) })
+	}
 }
 
 func (s spy) Remove(ctx context.Context, key engine.SetKey) error {
 	s.w.event("remove %s@%d", key.Type, key.Generation)
+	s.w.mu.Lock()
+	takes := s.w.stopping
+	s.w.mu.Unlock()
+	if !sleep(ctx, takes) {
+		return ctx.Err()
+	}
 	return s.Engine.Remove(ctx, key)
 }
 
@@ -352,11 +444,11 @@ func (s spy) Instances(ctx context.Context, app string) ([]engine.Instance, erro
 	return s.Engine.Instances(ctx, app)
 }
 
-func (s spy) Logs(ctx context.Context, app string, n int, follow bool, yield func(engine.LogLine) error) error {
+func (s spy) Logs(ctx context.Context, app string, q engine.LogQuery, yield func(engine.LogLine) error) error {
 	if time.Now().Before(s.w.logsFrom) {
 		return nil
 	}
-	return s.Engine.Logs(ctx, app, n, follow, yield)
+	return s.Engine.Logs(ctx, app, q, yield)
 }
 
 // list writes the engine's instances as "web.1@3 up".

@@ -39,10 +39,11 @@ type Manager struct {
 	metrics *metrics
 	work    sync.WaitGroup // all goroutines
 
-	mu     sync.Mutex
-	ctx    context.Context // Run's; nil before
-	closed bool            // Run is ending
-	apps   map[string]*app
+	mu      sync.Mutex
+	ctx     context.Context // Run's; nil before
+	closed  bool            // Run is ending
+	apps    map[string]*app
+	claimed int64 // bytes of memory that batches under way are to use
 }
 
 // app is what the manager knows of one app.
@@ -50,18 +51,19 @@ type app struct {
 	uuid   string
 	ctx    context.Context // ends with Run's or with errDestroyed
 	cancel context.CancelCauseFunc
-	turn   chan struct{}  // holds a token while a rollout is under way
 	look   chan struct{}  // holds a token when the reconciler should look
 	news   chan struct{}  // holds a token when the rollout under way should look
 	work   sync.WaitGroup // its goroutines
 
 	// Guarded by Manager.mu.
 	destroyed bool
-	current   paas.Rollout // whose turn it is
+	busy      bool         // a rollout has the turn
+	current   paas.Rollout // which one
+	queue     []*waiter    // and who comes next
 
 	// mu makes looking at engine and store and acting on it one step.
 	mu       sync.Mutex
-	starting map[int64]bool // generations of rollouts under way
+	starting map[engine.SetKey][]int // what the rollout under way starts
 	unrouted map[engine.SetKey]bool
 	repairs  map[engine.SetKey]*repair
 	retiring map[engine.SetKey]bool
@@ -78,7 +80,7 @@ func New(opt Options) *Manager {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{opt: opt, ready: make(chan struct{}), apps: map[string]*app{}}
-	m.metrics = newMetrics(opt.Metrics)
+	m.metrics = newMetrics(opt.Metrics, m.queued)
 	return m
 }
 
@@ -166,9 +168,9 @@ func (m *Manager) appOf(uuid string) *app {
 	ctx, cancel := context.WithCancelCause(m.ctx)
 	a := &app{
 		uuid: uuid, ctx: ctx, cancel: cancel,
-		turn: make(chan struct{}, 1), look: make(chan struct{}, 1), news: make(chan struct{}, 1),
-		starting: map[int64]bool{}, unrouted: map[engine.SetKey]bool{},
-		repairs: map[engine.SetKey]*repair{}, retiring: map[engine.SetKey]bool{},
+		look: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		unrouted: map[engine.SetKey]bool{},
+		repairs:  map[engine.SetKey]*repair{}, retiring: map[engine.SetKey]bool{},
 		stuck: map[engine.SetKey]*stuck{},
 	}
 	m.apps[uuid] = a
@@ -234,44 +236,63 @@ func (m *Manager) follow(a *app) {
 	}
 }
 
-// sweep wakes every app that the manager, the store or the engine knows, one
-// after the other over a time.
+// sweep looks at all apps at once and wakes those that are not as they should be, one after the other
+// over a time. To look at each by itself would cost as much as all of them each time.
 func (m *Manager) sweep(ctx context.Context, over time.Duration) {
 	m.bury(ctx)
-	uuids, err := m.known(ctx)
+	began := time.Now()
+	apps, err := m.survey(ctx)
 	if err != nil {
 		m.opt.Log.Warn("sweep", "error", err.Error())
 	}
-	if len(uuids) == 0 {
+	var restless []string
+	for uuid, seen := range apps {
+		if err != nil || !m.appOf(uuid).settled(seen) {
+			restless = append(restless, uuid)
+		}
+	}
+	m.metrics.sweeps.Observe(time.Since(began).Seconds())
+	if len(restless) == 0 {
 		return
 	}
 	m.work.Go(func() {
-		for uuid := range uuids {
+		for _, uuid := range restless {
 			m.wake(uuid)
-			if over > 0 && !sleep(ctx, over/time.Duration(len(uuids))) {
+			if over > 0 && !sleep(ctx, over/time.Duration(len(restless))) {
 				return
 			}
 		}
 	})
 }
 
-// known returns the apps that there are; with an error only those that the manager knows.
-func (m *Manager) known(ctx context.Context) (map[string]bool, error) {
-	uuids := map[string]bool{}
+// seen is what engine and store say of one app.
+type seen struct {
+	instances []engine.Instance
+	live      []paas.Set
+}
+
+// survey looks at the apps that there are; with an error, some is missing, but each that the manager
+// knows is in it.
+func (m *Manager) survey(ctx context.Context) (map[string]seen, error) {
+	apps := map[string]seen{}
 	m.mu.Lock()
 	for uuid := range m.apps {
-		uuids[uuid] = true
+		apps[uuid] = seen{}
 	}
 	m.mu.Unlock()
-	live, errLive := m.opt.Store.LiveSets(ctx, "")
 	instances, errInstances := m.opt.Engine.Instances(ctx, "")
-	for _, set := range live {
-		uuids[set.App] = true
-	}
+	live, errLive := m.opt.Store.LiveSets(ctx, "")
 	for _, inst := range instances {
-		uuids[inst.App] = true
+		s := apps[inst.App]
+		s.instances = append(s.instances, inst)
+		apps[inst.App] = s
 	}
-	return uuids, errors.Join(errLive, errInstances)
+	for _, set := range live {
+		s := apps[set.App]
+		s.live = append(s.live, set)
+		apps[set.App] = s
+	}
+	return apps, errors.Join(errInstances, errLive)
 }
 
 // adopt takes over what an earlier controller left: it publishes the instances
@@ -281,20 +302,19 @@ func (m *Manager) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	uuids, err := m.known(ctx)
+	apps, err := m.survey(ctx)
 	if err != nil {
 		return err
 	}
 	byApp := map[string][]paas.Rollout{}
 	for _, r := range unfinished {
-		uuids[r.App] = true
+		apps[r.App] = seen{}
 		byApp[r.App] = append(byApp[r.App], r)
-		a := m.appOf(r.App)
-		a.mu.Lock()
-		a.starting[r.ID] = true
-		a.mu.Unlock()
+		if err := m.claimStarts(ctx, r); err != nil {
+			return err
+		}
 	}
-	for uuid := range uuids {
+	for uuid := range apps {
 		if err := m.reconcile(m.appOf(uuid)); err != nil {
 			return err
 		}
@@ -305,16 +325,31 @@ func (m *Manager) adopt(ctx context.Context) error {
 	return nil
 }
 
+// claimStarts keeps the reconciler from what an unfinished rollout starts.
+func (m *Manager) claimStarts(ctx context.Context, r paas.Rollout) (err error) {
+	if r.Before == nil {
+		if r.Before, err = m.opt.Store.LiveSets(ctx, r.App); err != nil {
+			return err
+		}
+	}
+	a := m.appOf(r.App)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.starting = startedBy(r, r.Before)
+	return nil
+}
+
 // carryOn finishes rollouts of an earlier controller. It has the first turn.
 func (m *Manager) carryOn(a *app, rollouts []paas.Rollout) {
-	a.turn <- struct{}{}
+	m.mu.Lock()
+	a.busy = true
+	m.mu.Unlock()
 	m.spawn(a, func() {
 		defer m.endTurn(a)
 		for _, r := range rollouts {
 			m.setCurrent(a, r)
 			m.opt.Log.Info("carry on a rollout", "app", a.uuid, "rollout", r.ID, "kind", r.Kind, "state", r.State)
 			_, err := m.drive(a, r, func(string) {})
-			m.metrics.ended(r.Kind, err, time.Since(r.Created))
 			if err != nil {
 				m.opt.Log.Warn("a rollout failed", "app", a.uuid, "rollout", r.ID, "error", err.Error())
 			}

@@ -719,6 +719,15 @@ func TestStopLeavesInstances(t *testing.T) {
 	})
 }
 
+func mustList(w *world) []engine.Instance {
+	w.Helper()
+	instances, err := w.engine.Instances(w.Context(), uuid)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return instances
+}
+
 // Whatever the journal said when the controller died, the next one comes to the same end.
 func TestResume(t *testing.T) {
 	rollout := func(w *world) paas.Rollout {
@@ -730,6 +739,12 @@ func TestResume(t *testing.T) {
 			w.Fatal(err)
 		}
 		return r
+	}
+	advance := func(w *world, r paas.Rollout) {
+		r.State = paas.RolloutStarting
+		if err := w.store.AdvanceRollout(w.Context(), r); err != nil {
+			w.Fatal(err)
+		}
 	}
 	apply := func(w *world, nums ...int) {
 		spec := engine.SetSpec{SetKey: engine.SetKey{App: uuid, Type: "web", Generation: 3}, Nums: nums}
@@ -743,14 +758,14 @@ func TestResume(t *testing.T) {
 	}{
 		{"pending", func(w *world) { rollout(w) }},
 		{"starting, nothing there", func(w *world) {
-			w.store.SetRolloutState(w.Context(), rollout(w).ID, paas.RolloutStarting)
+			advance(w, rollout(w))
 		}},
 		{"starting, one there", func(w *world) {
-			w.store.SetRolloutState(w.Context(), rollout(w).ID, paas.RolloutStarting)
+			advance(w, rollout(w))
 			apply(w, 1)
 		}},
 		{"starting, all there, one crashed", func(w *world) {
-			w.store.SetRolloutState(w.Context(), rollout(w).ID, paas.RolloutStarting)
+			advance(w, rollout(w))
 			apply(w, 1, 2)
 			instances, _ := w.engine.Instances(w.Context(), uuid)
 			w.engine.Exit(instances[len(instances)-1].ID, "exit code 1")
@@ -770,9 +785,20 @@ func TestResume(t *testing.T) {
 				webApp(w).scale(map[string]int{"web": 2})
 				w.stop()
 				test.died(w)
+				there := w.list()
+				ids := map[string]bool{}
+				for _, inst := range mustList(w) {
+					ids[inst.ID] = true
+				}
 				w.history()
 				w.start()
 				time.Sleep(time.Second)
+				for _, inst := range mustList(w) {
+					line := fmt.Sprintf("%s@%d up", name(inst), inst.Generation)
+					if slices.Contains(there, line) && !ids[inst.ID] {
+						t.Errorf("%s ran already and was replaced", line)
+					}
+				}
 				w.want("instances", w.list(), []string{"web.1@3 up", "web.2@3 up"})
 				w.want("rows", w.rows(), w.list())
 				if r := w.store.rollout(); r.State != paas.RolloutSucceeded {
@@ -807,7 +833,7 @@ func TestResumeFailed(t *testing.T) {
 		r := paas.Rollout{App: uuid, Kind: paas.RolloutDeploy, Build: "b1", Config: "blog-c1", Version: 3}
 		w.store.BeginRollout(t.Context(), &r)
 		w.engine.Apply(t.Context(), engine.SetSpec{SetKey: engine.SetKey{App: uuid, Type: "web", Generation: r.ID}, Nums: []int{1}})
-		w.store.FailRollout(t.Context(), r.ID, "no")
+		w.store.FailRollout(t.Context(), r.ID, "no", nil)
 		w.start()
 		synctest.Wait()
 		w.want("instances", w.list(), []string{"web.1@1 up"})

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -12,16 +13,21 @@ import (
 
 // metrics of a manager. Labels are kinds, outcomes and states, all from our own tables.
 type metrics struct {
-	rollouts *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	repairs  prometheus.Counter
+	rollouts  *prometheus.CounterVec
+	failures  *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+	steps     *prometheus.HistogramVec
+	restarts  prometheus.Counter
+	reconcile prometheus.Histogram
+	errors    prometheus.Counter
+	sweeps    prometheus.Histogram
 
 	mu     sync.Mutex
 	states map[string]map[paas.InstanceState]int // by app
 	desc   *prometheus.Desc
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, queue func() (running, waiting int)) *metrics {
 	m := &metrics{
 		rollouts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "deis_rollouts_total", Help: "Rollouts by kind and outcome.",
@@ -30,33 +36,68 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "deis_rollout_duration_seconds", Help: "Time from the start of a rollout to its end.",
 			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1200},
 		}, []string{"kind"}),
-		repairs: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "deis_set_restarts_total", Help: "Attempts to start ended or missing instances of a live set.",
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "deis_rollout_failures_total", Help: "Failed rollouts by kind and by the last step that they came to.",
+		}, []string{"kind", "step"}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "deis_rollout_step_duration_seconds", Help: "Time from the step before to this one.",
+			Buckets: []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 120, 1200},
+		}, []string{"step"}),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deis_instance_restarts_total", Help: "Instances that were started again because they had ended or were missing.",
+		}),
+		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "deis_reconcile_duration_seconds", Help: "Time of one look at engine and store for one app.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
+		}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deis_reconcile_errors_total", Help: "Looks that failed, and are repeated.",
+		}),
+		sweeps: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "deis_sweep_duration_seconds", Help: "Time of one look at all apps, which finds those to look at closely.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
 		}),
 		states: map[string]map[paas.InstanceState]int{},
 		desc: prometheus.NewDesc("deis_instances", "Instances that should run or are being started, by state.",
 			[]string{"state"}, nil),
 	}
 	if reg != nil {
-		reg.MustRegister(m.rollouts, m.duration, m.repairs, m)
+		gauge := func(name, help string, f func() int) prometheus.GaugeFunc {
+			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
+		}
+		reg.MustRegister(m.rollouts, m.failures, m.duration, m.steps, m.restarts, m.reconcile, m.errors, m.sweeps, m,
+			gauge("deis_rollouts_running", "Rollouts under way.", func() int { running, _ := queue(); return running }),
+			gauge("deis_rollouts_waiting", "Changes that wait for the one before them.", func() int { _, waiting := queue(); return waiting }))
 	}
 	return m
 }
 
-// ended counts a rollout that came to its end.
-func (m *metrics) ended(kind paas.RolloutKind, err error, took time.Duration) {
+// ended counts a rollout that came to its end. step is the last one but for the end itself.
+func (m *metrics) ended(kind paas.RolloutKind, step string, err error, took time.Duration) {
 	outcome := "succeeded"
 	switch {
 	case errors.Is(err, errStopping):
 		return
 	case err != nil:
 		outcome = "failed"
+		m.failures.WithLabelValues(string(kind), step).Inc()
 	}
 	m.rollouts.WithLabelValues(string(kind), outcome).Inc()
 	m.duration.WithLabelValues(string(kind)).Observe(took.Seconds())
 }
 
-func (m *metrics) repaired() { m.repairs.Inc() }
+// stepped notes that a rollout came to a step.
+func (m *metrics) stepped(step string, took time.Duration) {
+	m.steps.WithLabelValues(step).Observe(took.Seconds())
+}
+
+// looked notes one look at an app.
+func (m *metrics) looked(began time.Time, err error) {
+	m.reconcile.Observe(time.Since(began).Seconds())
+	if err != nil && !errors.Is(err, context.Canceled) {
+		m.errors.Inc()
+	}
+}
 
 // instances replaces what is known of an app.
 func (m *metrics) instances(app string, rows []paas.Instance) {

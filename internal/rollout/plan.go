@@ -3,7 +3,6 @@ package rollout
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -28,6 +27,9 @@ const (
 func nextFormation(structure map[string]int, previous, next paas.Build) map[string]int {
 	formation := map[string]int{}
 	for processType, count := range structure {
+		if processType == paas.TypeRelease {
+			continue
+		}
 		if count == 0 || hasType(previous, next, processType) {
 			formation[processType] = count
 		}
@@ -124,6 +126,11 @@ func remaining(r paas.Rollout, live []paas.Set) []paas.Set {
 	return sets
 }
 
+// union returns the numbers that are in either list, ascending.
+func union(nums, other []int) []int {
+	return slices.Sorted(slices.Values(append(without(nums, other), other...)))
+}
+
 // within returns the numbers that are in both lists, ascending.
 func within(nums, other []int) []int {
 	return sortedExcept(nums, func(n int) bool { return !slices.Contains(other, n) })
@@ -175,10 +182,7 @@ func (in inputs) spec(set paas.Set) (engine.SetSpec, error) {
 			return engine.SetSpec{}, err
 		}
 	}
-	env := maps.Clone(in.config.Values)
-	if env == nil {
-		env = map[string]string{}
-	}
+	env := in.config.Environment()
 	env["DEIS_APP"] = in.app.ID
 	env["DEIS_RELEASE"] = fmt.Sprintf("v%d", set.Version)
 	return engine.SetSpec{
@@ -189,6 +193,8 @@ func (in inputs) spec(set paas.Set) (engine.SetSpec, error) {
 			Version:   set.Version,
 			Image:     in.build.Image,
 			Digest:    in.build.Digest,
+			Registry:  engine.CredentialsOf(in.config.Values),
+			ReadOnly:  in.config.ReadOnly(),
 			Command:   in.build.Command(set.Type),
 			Env:       env,
 			Memory:    memory,
@@ -220,6 +226,17 @@ func healthOf(c paas.Config) (health, error) {
 	}
 	h.check.Timeout, err = seconds(c, paas.ConfigHealthcheckTimeout, defaultProbeTimeout)
 	return h, err
+}
+
+// stopsFirst reads whether types that are not routed stop before they start again.
+func stopsFirst(c paas.Config) (bool, error) {
+	switch text := strings.TrimSpace(c.Values[paas.ConfigDeployStrategy]); text {
+	case "", paas.DeployRolling:
+		return false, nil
+	case paas.DeployStopFirst:
+		return true, nil
+	}
+	return false, paas.FieldError("values", "%s must be %s or %s", paas.ConfigDeployStrategy, paas.DeployRolling, paas.DeployStopFirst)
 }
 
 func seconds(c paas.Config, key string, def time.Duration) (time.Duration, error) {

@@ -45,9 +45,11 @@ type retirement struct {
 // reconcile looks at engine and store and acts on the difference: it publishes
 // and saves what is up, and starts what is missing and removes what is too much
 // in goroutines of their own.
-func (m *Manager) reconcile(a *app) error {
+func (m *Manager) reconcile(a *app) (err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	began := time.Now()
+	defer func() { m.metrics.looked(began, err) }()
 	instances, err := m.opt.Engine.Instances(a.ctx, a.uuid)
 	if err != nil {
 		return fmt.Errorf("list the instances of app %s: %w", a.uuid, err)
@@ -80,6 +82,11 @@ func targets(instances []engine.Instance, live []paas.Set) []routerconf.Target {
 	return list
 }
 
+// starts reports whether the rollout under way starts an instance, and not the reconciler. a.mu is held.
+func (a *app) starts(inst engine.Instance) bool {
+	return slices.Contains(a.starting[inst.SetKey], inst.Num)
+}
+
 func wanted(inst engine.Instance, live []paas.Set) bool {
 	return slices.ContainsFunc(live, func(set paas.Set) bool {
 		return keyOf(set) == inst.SetKey && slices.Contains(set.Nums, inst.Num)
@@ -90,10 +97,40 @@ func wanted(inst engine.Instance, live []paas.Set) bool {
 // not, those of rollouts under way, and those that could not be removed. What is
 // only being removed is not in it. a.mu is held.
 func (m *Manager) save(a *app, instances []engine.Instance, live []paas.Set) error {
+	rows := a.rows(instances, live)
+	m.metrics.instances(a.uuid, rows)
+	if a.known && slices.Equal(rows, a.saved) {
+		return nil
+	}
+	a.known = false
+	if err := m.opt.Store.SaveInstances(a.ctx, a.uuid, rows); err != nil {
+		return fmt.Errorf("save the instances of app %s: %w", a.uuid, err)
+	}
+	a.saved, a.known = rows, true
+	return nil
+}
+
+// settled reports whether reconcile would do nothing about what was seen. While it is not known it is false.
+func (a *app) settled(s seen) bool {
+	if !a.mu.TryLock() {
+		return false
+	}
+	defer a.mu.Unlock()
+	unwanted := func(inst engine.Instance) bool { return !wanted(inst, s.live) && !a.starts(inst) }
+	lacking := func(set paas.Set) bool {
+		crashed, missing := broken(set, s.instances)
+		return crashed || missing
+	}
+	return a.known && !slices.ContainsFunc(s.instances, unwanted) && !slices.ContainsFunc(s.live, lacking) &&
+		slices.Equal(a.rows(s.instances, s.live), a.saved)
+}
+
+// rows is what save keeps. a.mu is held.
+func (a *app) rows(instances []engine.Instance, live []paas.Set) []paas.Instance {
 	var rows []paas.Instance
 	there := map[engine.SetKey][]int{}
 	for _, inst := range instances {
-		if !wanted(inst, live) && !a.starting[inst.Generation] {
+		if !wanted(inst, live) && !a.starts(inst) {
 			left := a.stuck[inst.SetKey]
 			if left == nil {
 				continue
@@ -103,7 +140,7 @@ func (m *Manager) save(a *app, instances []engine.Instance, live []paas.Set) err
 		there[inst.SetKey] = append(there[inst.SetKey], inst.Num)
 		rows = append(rows, paas.Instance{
 			App: a.uuid, Version: inst.Version, Type: inst.Type, Num: inst.Num,
-			Generation: inst.Generation, State: inst.State, Reason: inst.Reason,
+			Generation: inst.Generation, State: inst.State, Reason: inst.Reason, Container: inst.ID,
 		})
 	}
 	for _, set := range live {
@@ -117,16 +154,7 @@ func (m *Manager) save(a *app, instances []engine.Instance, live []paas.Set) err
 	slices.SortFunc(rows, func(a, b paas.Instance) int {
 		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num), cmp.Compare(a.Generation, b.Generation))
 	})
-	m.metrics.instances(a.uuid, rows)
-	if a.known && slices.Equal(rows, a.saved) {
-		return nil
-	}
-	a.known = false
-	if err := m.opt.Store.SaveInstances(a.ctx, a.uuid, rows); err != nil {
-		return fmt.Errorf("save the instances of app %s: %w", a.uuid, err)
-	}
-	a.saved, a.known = rows, true
-	return nil
+	return rows
 }
 
 // repairAll starts live instances that are not there: those that ended after a
@@ -135,6 +163,9 @@ func (m *Manager) repairAll(a *app, instances []engine.Instance, live []paas.Set
 	keys := map[engine.SetKey]bool{}
 	for _, set := range live {
 		keys[keyOf(set)] = true
+		if a.starting[keyOf(set)] != nil {
+			continue // the rollout under way sees to it
+		}
 		crashed, missing := broken(set, instances)
 		if !crashed && !missing {
 			continue
@@ -205,7 +236,6 @@ func (m *Manager) repair(a *app, set paas.Set, r *repair) {
 		m.opt.Log.Warn("start instances again", "app", a.uuid, "type", set.Type, "generation", set.Generation,
 			"error", err.Error())
 	}
-	m.metrics.repaired()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r.active, r.until, r.last = false, time.Time{}, time.Now()
@@ -222,7 +252,11 @@ func (m *Manager) applyLive(ctx context.Context, a *app, key engine.SetKey) erro
 	if err != nil || len(set.Nums) == 0 {
 		return err
 	}
-	return m.apply(ctx, set, append(set.Nums, without(there, set.Nums)...))
+	if err := m.apply(ctx, set, append(set.Nums, without(there, set.Nums)...)); err != nil {
+		return err
+	}
+	m.metrics.restarts.Add(float64(len(without(set.Nums, there))))
+	return nil
 }
 
 // setNow reads a live set, without numbers if it is none, and the numbers that
@@ -250,12 +284,8 @@ func (m *Manager) setNow(ctx context.Context, a *app, key engine.SetKey) (set pa
 }
 
 func (m *Manager) apply(ctx context.Context, set paas.Set, nums []int) error {
-	in, err := m.inputs(ctx, set.App, set.Build, set.Config)
-	if err != nil {
-		return err
-	}
 	set.Nums = slices.Sorted(slices.Values(nums))
-	spec, err := in.spec(set)
+	spec, err := m.specOf(ctx, set)
 	if err != nil {
 		return err
 	}
@@ -268,7 +298,7 @@ func (m *Manager) apply(ctx context.Context, set paas.Set, nums []int) error {
 func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set, generation uint64, urgent bool) []*retirement {
 	surplus := map[engine.SetKey][]int{}
 	for _, inst := range instances {
-		if !wanted(inst, live) && !a.starting[inst.Generation] {
+		if !wanted(inst, live) && !a.starts(inst) {
 			surplus[inst.SetKey] = append(surplus[inst.SetKey], inst.Num)
 		}
 	}
@@ -293,7 +323,7 @@ func (m *Manager) retireAll(a *app, instances []engine.Instance, live []paas.Set
 		}
 	}
 	for key := range a.unrouted {
-		if surplus[key] == nil && !a.starting[key.Generation] {
+		if surplus[key] == nil && a.starting[key] == nil {
 			delete(a.unrouted, key)
 		}
 	}

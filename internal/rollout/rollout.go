@@ -17,18 +17,22 @@ import (
 
 // Store is what rollouts need of the store. Each method is one transaction.
 type Store interface {
-	// BeginRollout writes a new rollout in state pending and gives it an ID.
+	// BeginRollout writes a new rollout in state pending, gives it an ID and fills in
+	// Before: the sets that are live.
 	BeginRollout(ctx context.Context, r *paas.Rollout) error
-	// SetRolloutState writes the next step of the journal.
-	SetRolloutState(ctx context.Context, id int64, state paas.RolloutState) error
-	// FailRollout ends a rollout in state failed with its reason, with an activity row. It is
-	// paas.NotFound or paas.Conflict when the rollout has ended or went with its app.
-	FailRollout(ctx context.Context, id int64, reason string) error
+	// AdvanceRollout writes the next entry of the journal: state, step and reason. This one and the
+	// next two are paas.NotFound or paas.Conflict when the rollout has ended or went with its app.
+	AdvanceRollout(ctx context.Context, r paas.Rollout) error
+	// SwitchSets is AdvanceRollout that also makes these the app's live sets.
+	SwitchSets(ctx context.Context, r paas.Rollout, live []paas.Set) error
+	// FailRollout ends a rollout in state failed with its reason, with an activity row.
+	// Unless live is nil, these are the app's live sets then.
+	FailRollout(ctx context.Context, id int64, reason string, live []paas.Set) error
 	// FinishRollout ends a rollout in state succeeded, all in one transaction:
 	// the release (when the kind makes one), the app's live sets and structure,
 	// and the activity row. It returns the release that is now the latest.
 	FinishRollout(ctx context.Context, r paas.Rollout, live []paas.Set) (paas.Release, error)
-	// UnfinishedRollouts lists those in state pending or starting, oldest first.
+	// UnfinishedRollouts lists those that have neither succeeded nor failed, oldest first.
 	UnfinishedRollouts(ctx context.Context) ([]paas.Rollout, error)
 
 	// LiveSets lists the sets that should run, of one app or (app "") of all.
@@ -41,6 +45,8 @@ type Store interface {
 	AppByUUID(ctx context.Context, uuid string) (paas.App, error)
 	BuildByUUID(ctx context.Context, uuid string) (paas.Build, error)
 	ConfigByUUID(ctx context.Context, uuid string) (paas.Config, error)
+	// PinBuild writes the digest of a build's image. One that has a digest keeps it.
+	PinBuild(ctx context.Context, uuid, digest string) error
 
 	// SaveInstances replaces the rows of an app's instances; it is a cache of what the
 	// engine said, for the API. Instances keep UUID and Created where generation, type and number are equal.
@@ -74,6 +80,9 @@ type Options struct {
 	DrainLimit time.Duration
 	// Metrics, if set, gets the manager's metrics.
 	Metrics prometheus.Registerer
+	// Step, if set, is called at each step (see Steps and DestroySteps), before anything more is
+	// done. It is for tests, which stop the process there.
+	Step func(kind paas.RolloutKind, step string)
 }
 
 // The defaults.

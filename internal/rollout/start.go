@@ -32,15 +32,20 @@ const (
 	tailWait = 200 * time.Millisecond
 )
 
-// starter brings the new sets of one rollout up.
+// starter brings the new sets of one rollout up, in one batch or several.
 type starter struct {
-	m          *Manager
-	app        *app
-	generation int64
-	specs      []engine.SetSpec
-	health     health
-	redact     func(string) string
-	say        func(string)
+	m      *Manager
+	app    *app
+	health health
+	redact func(string) string
+	say    func(string)
+	step   func() // is called when all processes have been started
+	// again says that instances may be there already.
+	again bool
+	// specs are what it has started so far.
+	specs []engine.SetSpec
+	// healthy are the instances that were probed, by ID; false while that is under way.
+	healthy map[string]bool
 	// warning is what went wrong without being a reason to give up.
 	warning string
 	// replaced are the IDs of instances that ended while no controller looked,
@@ -59,12 +64,15 @@ func (f *fault) Error() string { return f.headline + ": " + name(f.inst) + ": " 
 
 func name(inst engine.Instance) string { return fmt.Sprintf("%s.%d", inst.Type, inst.Num) }
 
-// run returns when every instance of every set is healthy. An instance that
+// run starts a batch and returns when every instance of it and of the earlier ones is healthy. An instance that
 // crashes ends it at once. All that it started in this process has ended when
-// it returns; instances remain. again says that an earlier controller began.
-func (s *starter) run(ctx context.Context, again bool) error {
-	s.say("Starting " + s.counts())
-	if again {
+// it returns; instances remain.
+func (s *starter) run(ctx context.Context, batch []engine.SetSpec) error {
+	for _, spec := range batch {
+		s.specs = slices.DeleteFunc(s.specs, func(old engine.SetSpec) bool { return old.SetKey == spec.SetKey })
+	}
+	s.specs = append(s.specs, batch...)
+	if s.again {
 		if err := s.adopt(ctx); err != nil {
 			return err
 		}
@@ -72,8 +80,9 @@ func (s *starter) run(ctx context.Context, again bool) error {
 	group, ctx := errgroup.WithContext(ctx)
 	applied := make(chan struct{})
 	group.Go(func() error {
-		err := s.apply(ctx)
+		err := s.apply(ctx, batch)
 		if err == nil {
+			s.step()
 			close(applied)
 		}
 		return err
@@ -86,18 +95,10 @@ func (s *starter) run(ctx context.Context, again bool) error {
 	return err
 }
 
-func (s *starter) counts() string {
-	words := make([]string, len(s.specs))
-	for i, spec := range s.specs {
-		words[i] = fmt.Sprintf("%s=%d", spec.Type, len(spec.Nums))
-	}
-	return strings.Join(words, " ")
-}
-
-// apply creates and starts all sets in parallel.
-func (s *starter) apply(ctx context.Context) error {
+// apply creates and starts sets in parallel.
+func (s *starter) apply(ctx context.Context, batch []engine.SetSpec) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, spec := range s.specs {
+	for _, spec := range batch {
 		group.Go(func() error {
 			err := s.m.opt.Engine.Apply(ctx, spec)
 			if err == nil {
@@ -128,7 +129,6 @@ func (s *starter) observe(ctx context.Context, applied <-chan struct{}) error {
 }
 
 func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-chan struct{}) error {
-	healthy := map[string]bool{} // by instance ID; false while its probe is under way
 	passed := make(chan string)
 	allApplied := false
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
@@ -136,20 +136,20 @@ func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-c
 		if err != nil {
 			return err
 		}
-		if done, err := s.judge(instances, healthy, allApplied); done || err != nil {
+		if done, err := s.judge(instances, allApplied); done || err != nil {
 			return err
 		}
 		for _, inst := range instances {
-			if _, known := healthy[inst.ID]; known || inst.State != paas.StateUp {
+			if _, known := s.healthy[inst.ID]; known || inst.State != paas.StateUp {
 				continue
 			}
-			healthy[inst.ID] = false
+			s.healthy[inst.ID] = false
 			probes.Go(func() error { return s.await(ctx, inst, passed) })
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case id := <-passed:
-			healthy[id] = true
+			s.healthy[id] = true
 		case <-applied:
 			applied, allApplied = nil, true
 		case <-s.app.news:
@@ -166,17 +166,21 @@ func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-c
 // adopt notes which instances of an earlier attempt have ended.
 func (s *starter) adopt(ctx context.Context) error {
 	instances, err := s.list(ctx)
-	s.replaced = map[string]bool{}
 	for _, inst := range instances {
 		s.replaced[inst.ID] = hasEnded(inst)
 	}
+	s.again = false
 	return err
 }
 
-// list returns the new instances.
+// list returns the instances that it has started or should have.
 func (s *starter) list(ctx context.Context) ([]engine.Instance, error) {
 	instances, err := s.m.instances(ctx, s.app.uuid)
-	return slices.DeleteFunc(instances, func(i engine.Instance) bool { return i.Generation != s.generation }), err
+	return slices.DeleteFunc(instances, func(i engine.Instance) bool {
+		return !slices.ContainsFunc(s.specs, func(spec engine.SetSpec) bool {
+			return spec.SetKey == i.SetKey && slices.Contains(spec.Nums, i.Num)
+		})
+	}), err
 }
 
 // instances lists those of an app. An engine that does not answer is asked
@@ -195,7 +199,7 @@ func (m *Manager) instances(ctx context.Context, app string) ([]engine.Instance,
 }
 
 // judge reports whether all instances are up and healthy, or which cannot be.
-func (s *starter) judge(instances []engine.Instance, healthy map[string]bool, applied bool) (done bool, err error) {
+func (s *starter) judge(instances []engine.Instance, applied bool) (done bool, err error) {
 	type place struct {
 		processType string
 		num         int
@@ -215,7 +219,7 @@ func (s *starter) judge(instances []engine.Instance, healthy map[string]bool, ap
 				inst = engine.Instance{SetKey: spec.SetKey, Num: num}
 				return false, &fault{headline: msgCreate, inst: inst, reason: "it was removed while it started"}
 			}
-			done = done && (inst.Excused || inst.State == paas.StateUp && healthy[inst.ID])
+			done = done && (inst.Excused || inst.State == paas.StateUp && s.healthy[inst.ID])
 		}
 	}
 	if done && slices.ContainsFunc(instances, func(i engine.Instance) bool { return i.Excused }) {
@@ -336,8 +340,9 @@ func (s *starter) lastLine(ctx context.Context, inst engine.Instance) time.Time 
 
 func (s *starter) lines(ctx context.Context, inst engine.Instance) []engine.LogLine {
 	var lines []engine.LogLine
-	err := s.m.opt.Engine.Logs(ctx, inst.App, tailSearch, false, func(l engine.LogLine) error {
-		if l.Type == inst.Type && l.Num == inst.Num && l.Generation == inst.Generation {
+	q := engine.LogQuery{Lines: tailSearch, Type: inst.Type, Num: inst.Num}
+	err := s.m.opt.Engine.Logs(ctx, inst.App, q, func(l engine.LogLine) error {
+		if l.Generation == inst.Generation {
 			lines = append(lines, l)
 		}
 		return nil
@@ -386,7 +391,8 @@ func redactor(c paas.Config) func(string) string {
 	var secrets []secret
 	for key, value := range c.Values {
 		switch key {
-		case paas.ConfigPort, paas.ConfigHealthcheckURL, paas.ConfigHealthcheckTimeout, configHealthcheckDelay:
+		case paas.ConfigPort, paas.ConfigHealthcheckURL, paas.ConfigHealthcheckTimeout, configHealthcheckDelay,
+			paas.ConfigRegistry, paas.ConfigRegistryUsername: // parts of images' names, too
 			continue
 		}
 		for line := range strings.Lines(value) {

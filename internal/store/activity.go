@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -28,7 +29,18 @@ func (s *Store) ActivitiesAfter(ctx context.Context, app string, id int64) ([]pa
 		"SELECT "+activityColumns+" FROM activity WHERE app = ? AND id > ? ORDER BY id", app, id)
 }
 
-// News returns a channel that is closed by the next row of activity about an app.
+// AppsTouched returns the last row's number and the apps that rows after one
+// are about.
+func (s *Store) AppsTouched(ctx context.Context, after int64) (last int64, apps []string, err error) {
+	if err := s.reads.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM activity").Scan(&last); err != nil {
+		return 0, nil, fmt.Errorf("read the last activity: %w", err)
+	}
+	apps, err = collect(ctx, s.reads, func(row scanner) (app string, err error) { err = row.Scan(&app); return app, err },
+		"SELECT DISTINCT app FROM activity WHERE id > ? AND id <= ?", after, last)
+	return last, apps, err
+}
+
+// News returns a channel that is closed by the next row of activity about an app, of any with "".
 // Who asks for it before he lists what there is misses nothing.
 func (s *Store) News(app string) <-chan struct{} { return s.news.next(app) }
 
@@ -55,8 +67,10 @@ func (n *news) next(app string) <-chan struct{} {
 func (n *news) tell(app string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if c := n.waiting[app]; c != nil {
-		close(c)
-		delete(n.waiting, app)
+	for _, key := range []string{app, ""} {
+		if c := n.waiting[key]; c != nil {
+			close(c)
+			delete(n.waiting, key)
+		}
 	}
 }

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	appColumns = "a.uuid, a.id, u.username, a.structure, a.created, a.updated"
+	appColumns = "a.uuid, a.id, u.username, a.structure, a.cache, a.created, a.updated"
 	appTables  = "apps a JOIN users u ON u.id = a.owner_id"
 )
 
 func scanApp(row scanner) (a paas.App, err error) {
-	return a, row.Scan(&a.UUID, &a.ID, &a.Owner, encoded{&a.Structure}, (*stamp)(&a.Created), (*stamp)(&a.Updated))
+	return a, row.Scan(&a.UUID, &a.ID, &a.Owner, encoded{&a.Structure}, &a.Cache, (*stamp)(&a.Created), (*stamp)(&a.Updated))
 }
 
 // created returns the time of a new row, twice, as the store will give it back.
@@ -70,7 +70,7 @@ func (s *Store) AppByUUID(ctx context.Context, uuid string) (paas.App, error) {
 // Apps lists what a user may use, in the order of creation; superusers see all.
 func (s *Store) Apps(ctx context.Context, u paas.User, p Page) (List[paas.App], error) {
 	// Without a join the index counts, and only the page's rows are read.
-	columns := "a.uuid, a.id, (SELECT username FROM users WHERE id = a.owner_id), a.structure, a.created, a.updated"
+	columns := "a.uuid, a.id, (SELECT username FROM users WHERE id = a.owner_id), a.structure, a.cache, a.created, a.updated"
 	if u.Superuser {
 		return page(ctx, s.reads, p, scanApp, columns, "apps a WHERE a.deleting = FALSE", "a.seq")
 	}
@@ -96,6 +96,14 @@ func (s *Store) TransferApp(ctx context.Context, actor string, app paas.App, own
 			return err
 		}
 		return exec(ctx, tx, "DELETE FROM app_permissions WHERE app = ? AND user_id = ?", app.UUID, id)
+	})
+}
+
+// ClearCache gives an app a new, empty, build cache.
+func (s *Store) ClearCache(ctx context.Context, actor string, app paas.App) error {
+	act := paas.Activity{User: actor, App: app.UUID, Text: actor + " cleared the build cache"}
+	return s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
+		return execOne(ctx, tx, "UPDATE apps SET cache = cache + 1 WHERE uuid = ? AND NOT deleting", app.UUID)
 	})
 }
 
@@ -233,7 +241,7 @@ func scanBuild(row scanner) (b paas.Build, err error) {
 		(*stamp)(&b.Created), (*stamp)(&b.Updated))
 }
 
-// CreateBuild stores a build with its log and fills in identity and times.
+// CreateBuild stores a build with its log and documents and fills in identity and times.
 func (s *Store) CreateBuild(ctx context.Context, b *paas.Build) error {
 	act := paas.Activity{User: b.Owner, App: b.App, Text: b.Owner + " submitted build " + b.Label()}
 	return s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
@@ -255,13 +263,24 @@ func (s *Store) CreateBuild(ctx context.Context, b *paas.Build) error {
 			encode(b.Procfile), b.Dockerfile, string(b.Strategy), micros(b.Created), micros(b.Updated)); err != nil {
 			return err
 		}
-		return exec(ctx, tx, "INSERT INTO build_logs (build, log) VALUES (?, ?)", b.UUID, b.Log)
+		if err := exec(ctx, tx, "INSERT INTO build_logs (build, log) VALUES (?, ?)", b.UUID, b.Log); err != nil {
+			return err
+		}
+		return insertDocuments(ctx, tx, b)
 	})
 }
 
-// BuildByUUID returns a build without its log.
+// BuildByUUID returns a build without its log and documents.
 func (s *Store) BuildByUUID(ctx context.Context, uuid string) (paas.Build, error) {
 	return one(ctx, s.reads, scanBuild, "SELECT "+buildColumns+" FROM "+buildTables+" WHERE b.uuid = ?", uuid)
+}
+
+// PinBuild writes the digest of a build's image. One that has a digest keeps it.
+func (s *Store) PinBuild(ctx context.Context, uuid, digest string) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		return execOne(ctx, tx, "UPDATE builds SET digest = CASE digest WHEN '' THEN ? ELSE digest END, updated = ? WHERE uuid = ?",
+			digest, now(), uuid)
+	})
 }
 
 // BuildLog returns a build's log.
@@ -270,7 +289,7 @@ func (s *Store) BuildLog(ctx context.Context, uuid string) (string, error) {
 		"SELECT log FROM build_logs WHERE build = ?", uuid)
 }
 
-// Builds lists an app's builds without their logs, newest first.
+// Builds lists an app's builds without their logs and documents, newest first.
 func (s *Store) Builds(ctx context.Context, app string, p Page) (List[paas.Build], error) {
 	return page(ctx, s.reads, p, scanBuild, buildColumns, buildTables+" WHERE b.app = ?", "b.seq DESC", app)
 }
@@ -356,8 +375,11 @@ func (s *Store) CreatePush(ctx context.Context, p *Push) error {
 	})
 }
 
+// keptRuns is how many one-off runs of an app are on record: the API lists all of them.
+const keptRuns = 100
+
 // BeginRun records a one-off run of a release and returns its number, which
-// counts from 1 in each app (contract 5.7). Its row is an instance of type run
+// counts from 1 in each app (contract 5.7); only the last keptRuns are kept. Its row is an instance of type run
 // and of generation 0, which no rollout has.
 func (s *Store) BeginRun(ctx context.Context, actor string, app paas.App, version int, command string) (num int, err error) {
 	act := paas.Activity{User: actor, App: app.UUID, Text: fmt.Sprintf("%s runs '%s'", actor, command)}
@@ -370,10 +392,15 @@ func (s *Store) BeginRun(ctx context.Context, actor string, app paas.App, versio
 			return err
 		}
 		t := now()
-		return tx.QueryRowContext(ctx, `INSERT INTO instances (uuid, seq, app, version, type, num, generation, state, reason, created, updated)
+		err = tx.QueryRowContext(ctx, `INSERT INTO instances (uuid, seq, app, version, type, num, generation, state, reason, created, updated)
 			SELECT ?, ?, ?, ?, 'run', COALESCE(MAX(num), 0) + 1, 0, ?, '', ?, ?
 			FROM instances WHERE app = ? AND generation = 0 AND type = 'run' RETURNING num`,
 			newUUID(), seq, app.UUID, version, string(paas.StateInitialized), t, t, app.UUID).Scan(&num)
+		if err != nil {
+			return err
+		}
+		return exec(ctx, tx, "DELETE FROM instances WHERE app = ? AND generation = 0 AND type = 'run' AND num <= ?",
+			app.UUID, num-keptRuns)
 	})
 	return num, err
 }

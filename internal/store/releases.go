@@ -48,16 +48,27 @@ func (s *Store) Releases(ctx context.Context, app string, p Page) (List[paas.Rel
 }
 
 const rolloutColumns = `r.id, r.app, u.username, r.kind, r.state, COALESCE(r.build, ''), r.config, r.formation, r.restart,
-	r.version, r.summary, r.reason, r.created, r.finished`
+	r.version, r.summary, r.former, r.step, r.reason, r.created, r.finished`
 const rolloutTables = "rollouts r JOIN users u ON u.id = r.owner_id"
 
 func scanRollout(row scanner) (r paas.Rollout, err error) {
 	return r, row.Scan(&r.ID, &r.App, &r.Owner, &r.Kind, &r.State, &r.Build, &r.Config, encoded{&r.Formation}, encoded{&r.Restart},
-		&r.Version, &r.Summary, &r.Reason, (*stamp)(&r.Created), (*stamp)(&r.Finished))
+		&r.Version, &r.Summary, (*setList)(&r.Before), &r.Step, &r.Reason, (*stamp)(&r.Created), (*stamp)(&r.Finished))
 }
 
-// BeginRollout writes a new rollout in state pending and gives it its ID, a
-// number that is never used again: not below the Unix time in seconds, so not
+// setList scans a JSON column of sets; an empty text is nil.
+type setList []paas.Set
+
+func (l *setList) Scan(v any) error {
+	if v == "" {
+		*l = nil
+		return nil
+	}
+	return encoded{(*[]paas.Set)(l)}.Scan(v)
+}
+
+// BeginRollout writes a new rollout in state pending with the sets that are live, and gives it its
+// ID, a number that is never used again: not below the Unix time in seconds, so not
 // even after an older copy of the database was put back.
 func (s *Store) BeginRollout(ctx context.Context, r *paas.Rollout) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
@@ -73,34 +84,74 @@ func (s *Store) BeginRollout(ctx context.Context, r *paas.Rollout) error {
 		}
 		r.State = paas.RolloutPending
 		r.Created, _ = created()
+		if r.Before, err = liveSets(ctx, tx, r.App); err != nil {
+			return err
+		}
+		if r.Before == nil {
+			r.Before = []paas.Set{}
+		}
+		former, err := json.Marshal(r.Before)
+		if err != nil {
+			return err
+		}
 		return exec(ctx, tx, `INSERT INTO rollouts (id, app, owner_id, kind, state, build, config, formation, restart, version,
-			summary, reason, created, finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0)`, r.ID, r.App, owner, string(r.Kind),
-			string(r.State), nullable(r.Build), r.Config, encode(r.Formation), encode(r.Restart), r.Version, r.Summary, micros(r.Created))
+			summary, former, step, reason, created, finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', '', ?, 0)`,
+			r.ID, r.App, owner, string(r.Kind), string(r.State), nullable(r.Build), r.Config, encode(r.Formation),
+			encode(r.Restart), r.Version, r.Summary, string(former), micros(r.Created))
 	})
 }
 
 // unfinished are the states that a rollout leaves.
-const unfinished = "('pending', 'starting')"
+const unfinished = "('pending', 'releasing', 'starting', 'undoing')"
 
-// SetRolloutState writes the next step of the journal. A rollout that has ended
-// is NotFound.
-func (s *Store) SetRolloutState(ctx context.Context, id int64, state paas.RolloutState) error {
+// AdvanceRollout writes the next entry of the journal: state, step and reason. A rollout that has
+// ended is NotFound.
+func (s *Store) AdvanceRollout(ctx context.Context, r paas.Rollout) error {
+	return s.write(ctx, func(tx *sql.Tx) error { return advance(ctx, tx, r) })
+}
+
+func advance(ctx context.Context, tx *sql.Tx, r paas.Rollout) error {
+	return execOne(ctx, tx, "UPDATE rollouts SET state = ?, step = ?, reason = ? WHERE id = ? AND state IN "+unfinished,
+		string(r.State), r.Step, r.Reason, r.ID)
+}
+
+// SwitchSets is AdvanceRollout that makes other sets of the app the live ones, on the way to
+// the end of the rollout.
+func (s *Store) SwitchSets(ctx context.Context, r paas.Rollout, live []paas.Set) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
-		return execOne(ctx, tx, "UPDATE rollouts SET state = ? WHERE id = ? AND state IN "+unfinished, string(state), id)
+		if err := advance(ctx, tx, r); err != nil {
+			return err
+		}
+		return replaceLiveSets(ctx, tx, r.App, live)
 	})
 }
 
-// FailRollout ends a rollout in state failed.
-func (s *Store) FailRollout(ctx context.Context, id int64, reason string) error {
+// FailRollout ends a rollout in state failed; unless live is nil, these are the
+// app's live sets then.
+func (s *Store) FailRollout(ctx context.Context, id int64, reason string, live []paas.Set) error {
 	return s.mutate(ctx, paas.Activity{}, func(tx *sql.Tx, a *paas.Activity) error {
 		r, err := one(ctx, tx, scanRollout, "SELECT "+rolloutColumns+" FROM "+rolloutTables+" WHERE r.id = ?", id)
 		if err != nil {
 			return err
 		}
 		a.User, a.App, a.Text = r.Owner, r.App, fmt.Sprintf("%s by %s failed: %s", r.Kind, r.Owner, reason)
-		return execOne(ctx, tx, "UPDATE rollouts SET state = 'failed', reason = ?, finished = ? WHERE id = ? AND state IN "+unfinished,
+		err = execOne(ctx, tx, "UPDATE rollouts SET state = 'failed', step = '', reason = ?, finished = ? WHERE id = ? AND state IN "+unfinished,
 			reason, now(), id)
+		if err != nil || live == nil {
+			return err
+		}
+		return replaceLiveSets(ctx, tx, r.App, live)
 	})
+}
+
+// Rollouts lists an app's rollouts, newest first.
+func (s *Store) Rollouts(ctx context.Context, app string, p Page) (List[paas.Rollout], error) {
+	return page(ctx, s.reads, p, scanRollout, rolloutColumns, rolloutTables+" WHERE r.app = ?", "r.id DESC", app)
+}
+
+// Rollout returns one of an app.
+func (s *Store) Rollout(ctx context.Context, app string, id int64) (paas.Rollout, error) {
+	return one(ctx, s.reads, scanRollout, "SELECT "+rolloutColumns+" FROM "+rolloutTables+" WHERE r.app = ? AND r.id = ?", app, id)
 }
 
 // FinishRollout ends a rollout in state succeeded: it writes the release (when
@@ -113,7 +164,8 @@ func (s *Store) FinishRollout(ctx context.Context, r paas.Rollout, live []paas.S
 		act.Text += "\n" + r.Reason
 	}
 	err = s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
-		err := execOne(ctx, tx, "UPDATE rollouts SET state = 'succeeded', finished = ? WHERE id = ? AND state IN "+unfinished, now(), r.ID)
+		err := execOne(ctx, tx, "UPDATE rollouts SET state = 'succeeded', step = '', reason = ?, finished = ? WHERE id = ? AND state IN "+unfinished,
+			r.Reason, now(), r.ID)
 		if paas.CodeOf(err) == paas.NotFound {
 			return paas.Errorf(paas.Conflict, "rollout %d is not under way", r.ID)
 		}
@@ -176,7 +228,7 @@ func replaceLiveSets(ctx context.Context, tx *sql.Tx, app string, live []paas.Se
 	return nil
 }
 
-// UnfinishedRollouts lists those in state pending or starting, oldest first.
+// UnfinishedRollouts lists those that have neither succeeded nor failed, oldest first.
 func (s *Store) UnfinishedRollouts(ctx context.Context) ([]paas.Rollout, error) {
 	return collect(ctx, s.reads, scanRollout, "SELECT "+rolloutColumns+" FROM "+rolloutTables+" WHERE r.state IN "+unfinished+" ORDER BY r.id")
 }
@@ -184,20 +236,25 @@ func (s *Store) UnfinishedRollouts(ctx context.Context) ([]paas.Rollout, error) 
 // LiveSets lists the sets that should run, of one app or (app "") of all. Apps
 // that are being deleted have none.
 func (s *Store) LiveSets(ctx context.Context, app string) ([]paas.Set, error) {
+	return liveSets(ctx, s.reads, app)
+}
+
+func liveSets(ctx context.Context, q querier, app string) ([]paas.Set, error) {
 	where, args := "WHERE NOT a.deleting", []any(nil)
 	if app != "" {
 		where, args = where+" AND l.app = ?", []any{app}
 	}
-	return collect(ctx, s.reads, func(row scanner) (set paas.Set, err error) {
+	return collect(ctx, q, func(row scanner) (set paas.Set, err error) {
 		return set, row.Scan(&set.App, &set.Type, &set.Generation, &set.Version, &set.Build, &set.Config, encoded{&set.Nums})
 	}, `SELECT l.app, l.type, l.generation, l.version, l.build, l.config, l.nums FROM live_sets l JOIN apps a ON a.uuid = l.app
 		`+where+" ORDER BY l.app, l.type, l.generation", args...)
 }
 
-const instanceColumns = "i.uuid, i.app, i.version, i.type, i.num, i.generation, i.state, i.reason, i.created, i.updated"
+const instanceColumns = `i.uuid, i.app, i.version, i.type, i.num, i.generation, i.state, i.reason, i.container, i.restarts,
+	i.created, i.updated`
 
 func scanInstance(row scanner) (i paas.Instance, err error) {
-	return i, row.Scan(&i.UUID, &i.App, &i.Version, &i.Type, &i.Num, &i.Generation, &i.State, &i.Reason,
+	return i, row.Scan(&i.UUID, &i.App, &i.Version, &i.Type, &i.Num, &i.Generation, &i.State, &i.Reason, &i.Container, &i.Restarts,
 		(*stamp)(&i.Created), (*stamp)(&i.Updated))
 }
 
@@ -219,7 +276,8 @@ func keyOf(i paas.Instance) instanceKey { return instanceKey{i.Generation, i.Typ
 
 // SaveInstances replaces the rows of an app's instances but one-offs, a cache of
 // what the engine said. Instances keep UUID and Created where generation, type and
-// number are equal. Nothing is written when nothing has changed.
+// number are equal; where another container has taken the place of one, Restarts counts. Nothing is
+// written when nothing has changed.
 func (s *Store) SaveInstances(ctx context.Context, app string, instances []paas.Instance) error {
 	known, err := s.instanceRows(ctx, s.reads, app)
 	if err != nil || sameInstances(known, instances) {
@@ -259,16 +317,22 @@ func saveInstance(ctx context.Context, tx *sql.Tx, app string, known map[instanc
 	}
 	t := now()
 	if ok {
-		return exec(ctx, tx, "UPDATE instances SET version = ?, state = ?, reason = ?, updated = ? WHERE uuid = ?",
-			i.Version, string(i.State), i.Reason, t, old.UUID)
+		if i.Container == "" { // between two containers
+			i.Container = old.Container
+		}
+		if old.Container != "" && i.Container != old.Container {
+			old.Restarts++
+		}
+		return exec(ctx, tx, `UPDATE instances SET version = ?, state = ?, reason = ?, container = ?, restarts = ?, updated = ?
+			WHERE uuid = ?`, i.Version, string(i.State), i.Reason, i.Container, old.Restarts, t, old.UUID)
 	}
 	seq, err := next(ctx, tx, "instances")
 	if err != nil {
 		return err
 	}
-	return exec(ctx, tx, `INSERT INTO instances (uuid, seq, app, version, type, num, generation, state, reason, created, updated)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, newUUID(), seq, app, i.Version, i.Type, i.Num, i.Generation,
-		string(i.State), i.Reason, t, t)
+	return exec(ctx, tx, `INSERT INTO instances (uuid, seq, app, version, type, num, generation, state, reason, container, created,
+		updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, newUUID(), seq, app, i.Version, i.Type, i.Num, i.Generation,
+		string(i.State), i.Reason, i.Container, t, t)
 }
 
 func (s *Store) instanceRows(ctx context.Context, q querier, app string) (map[instanceKey]paas.Instance, error) {
@@ -281,7 +345,8 @@ func (s *Store) instanceRows(ctx context.Context, q querier, app string) (map[in
 }
 
 func sameInstance(a, b paas.Instance) bool {
-	return a.Version == b.Version && a.State == b.State && a.Reason == b.Reason
+	return a.Version == b.Version && a.State == b.State && a.Reason == b.Reason &&
+		(a.Container == b.Container || b.Container == "")
 }
 
 func sameInstances(known map[instanceKey]paas.Instance, instances []paas.Instance) bool {

@@ -9,7 +9,7 @@ import (
 // refers to. meta, which says what the database is, stays.
 var rows = []string{
 	"activity", "pushes", "certificates", "domains", "instances", "live_sets", "releases", "rollouts", "configs",
-	"build_logs", "builds", "app_permissions", "apps", "keys", "tokens", "users", "counters",
+	"build_documents", "build_logs", "builds", "app_permissions", "apps", "keys", "tokens", "users", "counters",
 }
 
 // Reset empties the database as on the first day, in one transaction. The key stays.

@@ -48,8 +48,9 @@ const pragmas = "_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=f
 // keeps a second process out. Writes go through one connection, in turn; reads
 // have their own and wait for no write.
 type Store struct {
-	reads  *sql.DB
+	reads  *readPool
 	writes *sql.DB
+	times  times
 	vault  *vault
 	lock   *os.File
 	hasher hasher
@@ -96,12 +97,14 @@ func (s *Store) open(ctx context.Context, dir string) (err error) {
 	if err := s.checkKey(ctx); err != nil {
 		return err
 	}
-	if s.reads, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
+	reads, err := sql.Open("sqlite", dsn+"&_pragma=query_only(1)")
+	if err != nil {
 		return fmt.Errorf("open %s: %w", file, err)
 	}
 	conns := max(4, runtime.GOMAXPROCS(0))
-	s.reads.SetMaxOpenConns(conns)
-	s.reads.SetMaxIdleConns(conns)
+	reads.SetMaxOpenConns(conns)
+	reads.SetMaxIdleConns(conns)
+	s.reads = &readPool{reads, &s.times}
 	return nil
 }
 
@@ -121,10 +124,11 @@ func lockDir(dir string) (*os.File, error) {
 // Close closes the database and releases its lock.
 func (s *Store) Close() error {
 	var errs []error
-	for _, db := range []*sql.DB{s.reads, s.writes} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
+	if s.reads != nil {
+		errs = append(errs, s.reads.Close())
+	}
+	if s.writes != nil {
+		errs = append(errs, s.writes.Close())
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
@@ -211,7 +215,10 @@ func applyMigration(ctx context.Context, tx *sql.Tx, file string, version int) e
 
 // write runs one transaction.
 func (s *Store) write(ctx context.Context, fn func(tx *sql.Tx) error) error {
+	began := time.Now()
+	defer s.times.note(Write, began)
 	tx, err := s.writes.BeginTx(ctx, nil)
+	s.times.note(Wait, began)
 	if err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -219,6 +226,7 @@ func (s *Store) write(ctx context.Context, fn func(tx *sql.Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
+	defer s.times.note(Commit, time.Now())
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
@@ -269,7 +277,9 @@ func page[T any](ctx context.Context, q querier, p Page, scan func(scanner) (T, 
 	columns, from, order string, args ...any,
 ) (List[T], error) {
 	var l List[T]
-	if err := q.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+from, args...).Scan(&l.Count); err != nil {
+	var err error
+	count := func(row scanner) (n int, err error) { return n, row.Scan(&n) }
+	if l.Count, err = one(ctx, q, count, "SELECT COUNT(*) FROM "+from, args...); err != nil {
 		return l, fmt.Errorf("count: %w", err)
 	}
 	if p.Size <= 0 {
@@ -282,7 +292,6 @@ func page[T any](ctx context.Context, q querier, p Page, scan func(scanner) (T, 
 	if l.Number < 1 || l.Number > last {
 		return l, notFound()
 	}
-	var err error
 	l.Rows, err = collect(ctx, q, scan, "SELECT "+columns+" FROM "+from+" ORDER BY "+order+" LIMIT ? OFFSET ?",
 		append(args, p.Size, (l.Number-1)*p.Size)...)
 	return l, err
@@ -299,6 +308,7 @@ type scanner interface{ Scan(dest ...any) error }
 
 // collect reads all rows of a query.
 func collect[T any](ctx context.Context, q querier, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	defer timed(q)()
 	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("query: %w", err)
@@ -317,6 +327,7 @@ func collect[T any](ctx context.Context, q querier, scan func(scanner) (T, error
 
 // one reads the only row of a query; none is NotFound.
 func one[T any](ctx context.Context, q querier, scan func(scanner) (T, error), query string, args ...any) (T, error) {
+	defer timed(q)()
 	v, err := scan(q.QueryRowContext(ctx, query, args...))
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, notFound()

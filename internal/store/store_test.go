@@ -1,8 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -171,6 +173,56 @@ func TestFirstUserIsSuperuser(t *testing.T) {
 	}
 }
 
+func TestBuildDocuments(t *testing.T) {
+	s, app := withApp(t)
+	ctx := t.Context()
+	sbom := []byte(`{"components":[` + strings.Repeat(`{"name":"x"},`, 20_000) + `{}]}`)
+	b := paas.Build{App: app.UUID, Owner: "alice", Image: "x", SBOM: sbom}
+	if err := s.CreateBuild(ctx, &b); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.BuildDocument(ctx, b.UUID, SBOM); err != nil || !bytes.Equal(got, sbom) {
+		t.Errorf("SBOM of %d bytes, want %d; %v", len(got), len(sbom), err)
+	}
+	if _, err := s.BuildDocument(ctx, b.UUID, Provenance); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("provenance that nobody gave: %v", err)
+	}
+	if got, err := s.BuildByUUID(ctx, b.UUID); err != nil || got.SBOM != nil {
+		t.Errorf("a build is read with its SBOM: %v", err)
+	}
+	var stored int
+	if err := s.reads.QueryRowContext(ctx, "SELECT LENGTH(packed) FROM build_documents").Scan(&stored); err != nil || stored > len(sbom)/5 {
+		t.Errorf("%d bytes are kept as %d, %v", len(sbom), stored, err)
+	}
+	if err := errors.Join(s.MarkDeleting(ctx, "alice", app), s.DeleteApp(ctx, app)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BuildDocument(ctx, b.UUID, SBOM); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("SBOM of a deleted app: %v", err)
+	}
+}
+
+func TestClearCache(t *testing.T) {
+	s, app := withApp(t)
+	ctx := t.Context()
+	before := activities(t, s)
+	if err := s.ClearCache(ctx, "alice", app); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.AppByID(ctx, app.ID); err != nil || got.Cache != app.Cache+1 {
+		t.Errorf("cache %d after %d, %v", got.Cache, app.Cache, err)
+	}
+	if n := activities(t, s); n != before+1 {
+		t.Errorf("%d rows of activity", n-before)
+	}
+	if err := s.MarkDeleting(ctx, "alice", app); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ClearCache(ctx, "alice", app); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("clearing the cache of an app that is being deleted: %v", err)
+	}
+}
+
 func TestRollouts(t *testing.T) {
 	s, app := withApp(t)
 	ctx := t.Context()
@@ -198,20 +250,23 @@ func TestRollouts(t *testing.T) {
 	if good.ID <= failing.ID {
 		t.Errorf("rollout %d after %d", good.ID, failing.ID)
 	}
-	if err := s.SetRolloutState(ctx, failing.ID, paas.RolloutStarting); err != nil {
+	if err := s.AdvanceRollout(ctx, paas.Rollout{ID: failing.ID, State: paas.RolloutStarting, Step: "starting web=1", Reason: "so far"}); err != nil {
 		t.Fatal(err)
 	}
 	unfinished, err := s.UnfinishedRollouts(ctx)
 	if err != nil || len(unfinished) != 2 || unfinished[0].State != paas.RolloutStarting {
 		t.Fatalf("unfinished = %+v, %v", unfinished, err)
 	}
+	if got := unfinished[0]; got.Step != "starting web=1" || got.Reason != "so far" {
+		t.Errorf("the journal has %+v", got)
+	}
 	if got := unfinished[1]; !reflect.DeepEqual(got, good) {
 		t.Errorf("rollout = %+v, want %+v", got, good)
 	}
-	if err := s.FailRollout(ctx, failing.ID, "it broke"); err != nil {
+	if err := s.FailRollout(ctx, failing.ID, "it broke", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.SetRolloutState(ctx, failing.ID, paas.RolloutStarting); paas.CodeOf(err) != paas.NotFound {
+	if err := s.AdvanceRollout(ctx, paas.Rollout{ID: failing.ID, State: paas.RolloutStarting}); paas.CodeOf(err) != paas.NotFound {
 		t.Errorf("a failed rollout goes on: %v", err)
 	}
 	if _, err := s.FinishRollout(ctx, failing, nil); paas.CodeOf(err) != paas.Conflict {
@@ -232,11 +287,59 @@ func TestRollouts(t *testing.T) {
 		t.Errorf("%d activities for two rollouts", n)
 	}
 	stale := begin()
+	if !reflect.DeepEqual(stale.Before, live) {
+		t.Errorf("before: %+v, want %+v", stale.Before, live)
+	}
+	moved := []paas.Set{{App: app.UUID, Type: "web", Generation: stale.ID, Version: 3, Build: b.UUID, Config: latest.Config, Nums: []int{1}}}
+	if err := s.SwitchSets(ctx, paas.Rollout{ID: stale.ID, App: app.UUID, State: paas.RolloutStarting, Step: "replacing web=1"}, moved); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.LiveSets(ctx, app.UUID); err != nil || !reflect.DeepEqual(got, moved) {
+		t.Errorf("live after a switch = %+v, %v", got, err)
+	}
+	if got, err := s.Rollout(ctx, app.UUID, stale.ID); err != nil || got.Step != "replacing web=1" || !reflect.DeepEqual(got.Before, live) {
+		t.Errorf("rollout = %+v, %v", got, err)
+	}
 	if _, err := s.FinishRollout(ctx, stale, live); paas.CodeOf(err) != paas.Conflict {
 		t.Errorf("a version is given twice: %v", err)
 	}
 	if got, err := s.LatestRelease(ctx, app.UUID); err != nil || got != release {
 		t.Errorf("latest = %+v, %v", got, err)
+	}
+	if err := s.FailRollout(ctx, stale.ID, "it broke too", stale.Before); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.LiveSets(ctx, app.UUID); err != nil || !reflect.DeepEqual(got, live) {
+		t.Errorf("live after it was undone = %+v, %v", got, err)
+	}
+	if err := s.SwitchSets(ctx, paas.Rollout{ID: stale.ID, App: app.UUID}, moved); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("a failed rollout switches: %v", err)
+	}
+	l, err := s.Rollouts(ctx, app.UUID, Page{Number: 1, Size: 2})
+	if err != nil || l.Count != 3 || len(l.Rows) != 2 || l.Rows[0].ID != stale.ID || l.Rows[0].Reason != "it broke too" ||
+		l.Rows[0].Step != "" || l.Rows[1].Step != "" {
+		t.Errorf("rollouts = %+v, %v", l, err)
+	}
+	if _, err := s.Rollout(ctx, "another", stale.ID); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("a rollout of another app: %v", err)
+	}
+}
+
+// Only the last one-off runs are kept, and numbers go on.
+func TestRunsArePruned(t *testing.T) {
+	s, app := withApp(t)
+	for want := range keptRuns + 5 {
+		num, err := s.BeginRun(t.Context(), "alice", app, 1, "ls")
+		if err != nil || num != want+1 {
+			t.Fatalf("run %d, %v, want %d", num, err, want+1)
+		}
+	}
+	l, err := s.Instances(t.Context(), app.UUID, "run", All)
+	if err != nil || len(l.Rows) != keptRuns || l.Rows[0].Num != 6 {
+		t.Errorf("%d runs, the first %+v, %v", len(l.Rows), l.Rows[0], err)
+	}
+	if err := s.EndRun(t.Context(), app.UUID, 1); err != nil {
+		t.Errorf("the end of one that is not on record: %v", err)
 	}
 }
 
@@ -266,6 +369,18 @@ func TestInstancesKeepIdentity(t *testing.T) {
 	}
 	if again := save(web); again[0] != second[0] {
 		t.Errorf("instance = %+v, before %+v", again[0], second[0])
+	}
+	web.Container = "c1"
+	if got := save(web)[0]; got.Container != "c1" || got.Restarts != 0 {
+		t.Errorf("the first container: %+v", got)
+	}
+	web.State, web.Reason, web.Container = paas.StateCrashed, "exited", "c1"
+	save(web)
+	web.State, web.Reason, web.Container = paas.StateInitialized, "", "" // between two
+	save(web)
+	web.State, web.Container = paas.StateUp, "c2"
+	if got := save(web)[0]; got.Restarts != 1 || got.UUID != first[0].UUID {
+		t.Errorf("the second container: %+v", got)
 	}
 	web.Generation = 8
 	if third := save(web); len(third) != 1 || third[0].UUID == first[0].UUID {

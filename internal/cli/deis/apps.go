@@ -172,6 +172,8 @@ type appInfo struct {
 	WebURL    string          `json:"web_url"`
 	Processes []api.Container `json:"processes"`
 	Domains   []api.Domain    `json:"domains"`
+	// Disk is absent where the controller does not tell.
+	Disk *api.AppDisk `json:"disk,omitempty"`
 }
 
 func (c *cli) appInfo(ctx context.Context) error {
@@ -192,22 +194,41 @@ func (c *cli) appInfo(ctx context.Context) error {
 		return err
 	}
 	info.WebURL, info.Processes, info.Domains = s.webURL(info.URL), processes.Results, domains.Results
+	disk := api.AppDisk{}
+	if err := s.api.Call(ctx, http.MethodGet, appPath(app, "disk"), nil, &disk); err == nil {
+		info.Disk = &disk
+	}
 	if c.json {
 		return c.printJSON(info)
 	}
 	c.heading("%s Application", app)
-	c.table([][]string{
+	rows := [][]string{
 		{"id:", info.ID},
 		{"url:", info.WebURL},
 		{"owner:", info.Owner},
 		{"created:", info.Created},
 		{"updated:", info.Updated},
 		{"uuid:", info.UUID},
-	})
+	}
+	if info.Disk != nil {
+		rows = append(rows, []string{"disk:", diskText(*info.Disk)})
+	}
+	c.table(rows)
 	c.say("")
-	c.printProcesses(app, processes)
+	if err := c.printProcesses(ctx, app, processes); err != nil {
+		return err
+	}
 	c.say("")
 	return c.printDomains(app, domains)
+}
+
+// diskText says what an app takes, and may take.
+func diskText(d api.AppDisk) string {
+	text := fmt.Sprintf("images %s, logs %s", api.SizeText(d.Images), api.SizeText(d.Logs))
+	if d.Limit > 0 {
+		text += ", limit " + api.SizeText(d.Limit)
+	}
+	return text
 }
 
 // webURL is an app's address: reached by the same router, and so by the same

@@ -92,6 +92,10 @@ func (c *cli) releaseNames(ctx context.Context, _ *session, app string) ([]strin
 	return namesIn(ctx, c, appPath(app, "releases/"), func(r api.Release) string { return fmt.Sprintf("v%d", r.Version) })
 }
 
+func (c *cli) buildNames(ctx context.Context, _ *session, app string) ([]string, error) {
+	return namesIn(ctx, c, appPath(app, "builds/"), func(b api.Build) string { return b.UUID })
+}
+
 // processNames are the types and, after them, the processes.
 func (c *cli) processNames(ctx context.Context, s *session, app string) ([]string, error) {
 	types, err := c.processTypesWith("")(ctx, s, app)

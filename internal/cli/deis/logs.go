@@ -36,6 +36,7 @@ type logOptions struct {
 	lines   int // 0: the server's default
 	follow  bool
 	process string
+	since   time.Time
 }
 
 func (o logOptions) query() url.Values {
@@ -46,6 +47,12 @@ func (o logOptions) query() url.Values {
 	if o.process != "" {
 		q.Set("process", o.process)
 	}
+	if !o.since.IsZero() {
+		q.Set("since", o.since.UTC().Format(api.TimeLayout))
+		if o.lines == 0 {
+			q.Set("log_lines", strconv.Itoa(followCatchUp))
+		}
+	}
 	if o.follow {
 		q.Set("follow", "true")
 	}
@@ -53,7 +60,7 @@ func (o logOptions) query() url.Values {
 }
 
 func (c *cli) logsCommand() *cobra.Command {
-	opt := logOptions{}
+	opt, since := logOptions{}, ""
 	cmd := &cobra.Command{
 		Use:     "apps:logs",
 		Aliases: []string{"logs"},
@@ -66,6 +73,12 @@ where it was.`,
 			if cmd.Flags().Changed("lines") && opt.lines < 1 {
 				return usage(cmd, "--lines must be 1 or more.")
 			}
+			if since != "" {
+				var err error
+				if opt.since, err = parseSince(since, time.Now()); err != nil {
+					return usage(cmd, "%v.", err)
+				}
+			}
 			return c.logs(cmd.Context(), opt)
 		},
 	}
@@ -73,7 +86,21 @@ where it was.`,
 	cmd.Flags().IntVarP(&opt.lines, "lines", "n", 0, "how `many` to show; default: 1000")
 	cmd.Flags().BoolVarP(&opt.follow, "follow", "f", false, "go on with new lines")
 	cmd.Flags().StringVarP(&opt.process, "process", "p", "", "only those of a `type` (web) or of one instance (web.1)")
+	cmd.Flags().StringVar(&since, "since", "", "only those of the last 15m or 2h, or from a `time` like 2006-01-02T15:04:05UTC on")
 	return cmd
+}
+
+// parseSince reads a duration, which ends now, or a time.
+func parseSince(text string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(text); err == nil && d > 0 {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{api.TimeLayout, time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("--since is a duration like 15m or a time like %s, not %q", api.TimeLayout, text)
 }
 
 func (c *cli) logs(ctx context.Context, opt logOptions) error {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/paas"
 	"github.com/spf13/cobra"
 )
 
@@ -67,12 +68,49 @@ func (c *cli) listProcesses(ctx context.Context, app string) error {
 	if c.json {
 		return show(c, "", page, nil)
 	}
-	c.printProcesses(app, page)
-	return nil
+	if err := c.printProcesses(ctx, app, page); err != nil {
+		return err
+	}
+	return c.tellRollout(ctx, app)
 }
 
-// printProcesses prints them by type and number.
-func (c *cli) printProcesses(app string, page api.List[api.Container]) {
+// process is what a container and an instance of a list have in common.
+type process struct {
+	kind           string
+	num            int
+	release, state string
+}
+
+// troubles says of processes why they do not run and how often they had to be started again. Controllers that
+// do not tell have none.
+func (c *cli) troubles(ctx context.Context, app string) (map[process]string, error) {
+	page, err := list[api.Instance](ctx, c, appPath(app, "instances/"))
+	if err != nil && paas.CodeOf(err) != paas.NotFound {
+		return nil, err
+	}
+	texts := map[process]string{}
+	for _, i := range page.Results {
+		text := ""
+		if i.Reason != "" {
+			text = ": " + i.Reason
+		}
+		switch {
+		case i.Restarts == 1:
+			text += ", started again once"
+		case i.Restarts > 1:
+			text += fmt.Sprintf(", started again %d times", i.Restarts)
+		}
+		texts[process{i.Type, i.Num, i.Release, i.State}] = text
+	}
+	return texts, nil
+}
+
+// printProcesses prints them by type and number, with their troubles.
+func (c *cli) printProcesses(ctx context.Context, app string, page api.List[api.Container]) error {
+	troubles, err := c.troubles(ctx, app)
+	if err != nil {
+		return err
+	}
 	all := slices.SortedFunc(slices.Values(page.Results), func(a, b api.Container) int {
 		return cmp.Or(strings.Compare(a.Type, b.Type), cmp.Compare(a.Num, b.Num))
 	})
@@ -83,8 +121,10 @@ func (c *cli) printProcesses(app string, page api.List[api.Container]) {
 			c.say("--- %s:", p.Type)
 			previous = p.Type
 		}
-		c.say("%s.%d %s (%s)", p.Type, p.Num, p.State, p.Release)
+		trouble := troubles[process{p.Type, p.Num, p.Release, p.State}]
+		c.say("%s.%d %s (%s)%s", p.Type, p.Num, p.State, p.Release, trouble)
 	}
+	return nil
 }
 
 // scalePair takes all process types that a Procfile may have; the original's

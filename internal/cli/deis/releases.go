@@ -80,9 +80,13 @@ func (c *cli) listReleases(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return show(c, app+" Releases", page, func(r api.Release) []string {
+	err = show(c, app+" Releases", page, func(r api.Release) []string {
 		return []string{fmt.Sprintf("v%d", r.Version), r.Created, r.Summary}
 	})
+	if err != nil || c.json {
+		return err
+	}
+	return c.tellRollout(ctx, app)
 }
 
 func (c *cli) releaseInfo(ctx context.Context, version int) error {

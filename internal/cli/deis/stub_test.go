@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/deis/deis/internal/api"
 	"golang.org/x/crypto/ssh"
@@ -52,6 +53,8 @@ type stubApp struct {
 	domains    []api.Domain
 	users      []string
 	logs       []string
+	rollouts   []api.Rollout  // newest first
+	instances  []api.Instance // nil where the controller does not tell
 }
 
 func newStub() *stub {
@@ -94,9 +97,21 @@ func (s *stub) set(key, value string) error {
 		s.elsewhere = value
 	case "deploy": // what the builder does after a push
 		a := s.apps[value]
-		a.builds = append(a.builds, api.Build{UUID: s.uuid(), App: value, Image: value + ":git-0123abcd", SHA: "0123abcd", Created: created})
+		a.builds = append(a.builds, api.Build{
+			UUID: s.uuid(), App: value, Owner: a.Owner, Image: value, SHA: "0123abcd", Procfile: map[string]string{"web": "run", "worker": "work"}, Created: created,
+		})
 		a.Structure = map[string]int{"web": 1}
 		s.release(a, "alice", "alice deployed 0123abc")
+	case "crash": // an instance
+		a := s.apps[value]
+		a.containers[0].State = "crashed"
+		a.instances = []api.Instance{{
+			App: a.ID, Type: a.containers[0].Type, Num: 1, Release: a.containers[0].Release, State: "crashed",
+			Reason: "exited with code 1", Restarts: 3,
+		}}
+	case "rollout": // "<app> <what it comes to>"
+		app, end, _ := strings.Cut(value, " ")
+		s.apps[app].rollouts = append([]api.Rollout{stubRollout(app, end)}, s.apps[app].rollouts...)
 	case "log":
 		app, line, _ := strings.Cut(value, " ")
 		s.apps[app].logs = append(s.apps[app].logs, line)
@@ -104,6 +119,22 @@ func (s *stub) set(key, value string) error {
 		return fmt.Errorf("the stub has no %s", key)
 	}
 	return nil
+}
+
+// stubRollout is a deploy that goes on, or that came to an end a little ago.
+func stubRollout(app, end string) api.Rollout {
+	began := time.Now().Add(-200 * time.Second).UTC().Format(api.TimeLayout)
+	r := api.Rollout{
+		ID: 12, App: app, Owner: "bob", Kind: "deploy", State: "starting", Step: "starting web=1", Version: 5,
+		Summary: "bob deployed abc1234", Created: began,
+	}
+	if end != "goes on" {
+		r.State, r.Step, r.Finished = end, "", &began
+	}
+	if end == "failed" {
+		r.Reason = "aborting, failed to create some containers\nweb.1: exited with code 1\nThe last lines of its log:\n  no database"
+	}
+	return r
 }
 
 func (s *stub) uuid() string {
@@ -438,6 +469,11 @@ func (s *stub) app(h http.Header, r *http.Request, a *stubApp, user string, path
 		return reply{204, nil}
 	case "GET logs":
 		return s.logs(r, a)
+	case "GET drains":
+		return reply{200, api.Drains{Drains: []api.Drain{
+			{URL: "tls://logs.example.com:6514", Sent: 12},
+			{URL: "syslog://10.0.0.1:514", Sent: 3, Dropped: 4, Error: "connection refused"},
+		}}}
 	case "POST run":
 		if len(a.builds) == 0 {
 			return detail(400, "No build associated with this release to run this command")
@@ -464,12 +500,27 @@ func (s *stub) app(h http.Header, r *http.Request, a *stubApp, user string, path
 		}
 		s.formation(a)
 		return reply{204, nil}
+	case "GET rollouts":
+		for _, r := range a.rollouts {
+			if len(path) > 1 && path[1] == strconv.FormatInt(r.ID, 10) {
+				return reply{200, r}
+			}
+		}
+		if len(path) > 1 || a.rollouts == nil {
+			return notFound
+		}
+		return page(r, a.rollouts)
+	case "GET instances":
+		if a.instances == nil {
+			return notFound
+		}
+		return page(r, a.instances)
 	case "GET containers":
 		return page(r, a.containers)
 	case "POST containers":
 		return s.restart(a, path[1:len(path)-1])
-	case "GET builds":
-		return page(r, a.builds)
+	case "GET builds", "DELETE builds":
+		return s.build(r, a, path[1:])
 	case "GET releases", "POST releases":
 		return s.releases(r, a, user, path[1:], body)
 	case "GET domains", "POST domains", "DELETE domains":
@@ -487,6 +538,35 @@ func (s *stub) app(h http.Header, r *http.Request, a *stubApp, user string, path
 		return reply{204, nil}
 	}
 	return reply{405, map[string]string{"detail": "Method '" + r.Method + "' not allowed."}}
+}
+
+// build answers what is asked about builds. Pushed ones have a log and documents.
+func (s *stub) build(r *http.Request, a *stubApp, path []string) reply {
+	switch {
+	case r.Method == "DELETE":
+		if path[0] != "cache" {
+			return notFound
+		}
+		return reply{204, nil}
+	case len(path) == 0:
+		newest := slices.Clone(a.builds)
+		slices.Reverse(newest)
+		return page(r, newest)
+	}
+	i := slices.IndexFunc(a.builds, func(b api.Build) bool { return b.UUID == path[0] })
+	if i < 0 {
+		return notFound
+	}
+	b := a.builds[i]
+	switch {
+	case len(path) == 1:
+		return reply{200, b}
+	case b.SHA == "":
+		return detail(404, "This build has no "+path[1]+". Only builds of git pushes have one.")
+	case path[1] == "log":
+		return reply{200, "-----> Building " + b.SHA + "\n       done\n"}
+	}
+	return reply{200, map[string]string{"document": path[1] + " of " + b.SHA}}
 }
 
 func (s *stub) logs(r *http.Request, a *stubApp) reply {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -27,6 +28,8 @@ type statusDoc struct {
 	Supervisor int                 `json:"supervisor"`
 	Root       string              `json:"root"`
 	Parts      []supervisor.Status `json:"parts"`
+	// Disk is absent where the controller does not answer.
+	Disk *api.DiskHookAnswer `json:"disk,omitempty"`
 }
 
 // stopRequest is one POST /stop.

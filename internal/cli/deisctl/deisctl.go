@@ -48,7 +48,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{ExitUsage, err.Error()} })
 	root.PersistentFlags().StringVar(&s.Root, "root", s.Root, "directory of all state; DEIS_ROOT")
-	root.AddCommand(startCommand(s), stopCommand(s), restartCommand(s), statusCommand(s), logsCommand(s))
+	root.AddCommand(startCommand(s), stopCommand(s), restartCommand(s), statusCommand(s), logsCommand(s), buildersCommand(s), rebaseCommand(s))
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return ExitOK

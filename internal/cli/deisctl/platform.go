@@ -23,6 +23,9 @@ import (
 // others need last.
 var stopOrder = []string{"builder", "router", "controller", "buildkitd", "containerd"}
 
+// adminSocket is the name of the private address where a daemon serves health and metrics.
+const adminSocket = "admin"
+
 // grace of the parts between TERM and KILL: longer than they give themselves.
 const grace = 20 * time.Second
 
@@ -91,7 +94,9 @@ func (p *platform) parts() ([]supervisor.Part, error) {
 		return nil, err
 	}
 	controllerURL := "DEIS_CONTROLLER_URL=http://" + api.Addr
-	controller, err := p.daemon("controller", api.Addr, needs, []string{"DEIS_SSH_URL=" + p.sshURL(ssh.Addr)}, api)
+	controller, err := p.daemon("controller", api.Addr, needs, []string{
+		"DEIS_SSH_URL=" + p.sshURL(ssh.Addr), "DEIS_PUBLIC_ADDRS=" + web.Addr + "," + tls.Addr + "," + ssh.Addr,
+	}, api)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +131,7 @@ func (p *platform) daemon(name, addr string, needs, env []string, sockets ...*su
 	if name == "buildkitd" { // a role of the builder's program
 		program, args = "builder", []string{"buildkitd"}
 	}
-	admin, err := p.sup.OpenSocket(name, "admin", "127.0.0.1:0")
+	admin, err := p.sup.OpenSocket(name, adminSocket, "127.0.0.1:0")
 	if err != nil {
 		return supervisor.Part{}, err
 	}

@@ -125,6 +125,11 @@ func (s *settings) supervise(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer control.Close()
+	metrics, err := s.serveMetrics(sup, parts)
+	if err != nil {
+		return err
+	}
+	defer metrics.Close()
 	fmt.Fprintf(out, "-----> Starting Deis in %s (engine %s)\n", s.Root, s.Engine)
 	if err := sup.Start(context.WithoutCancel(ctx), parts); err != nil {
 		return err

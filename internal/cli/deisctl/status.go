@@ -1,17 +1,26 @@
 package deisctl
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/supervisor"
 	"github.com/spf13/cobra"
 )
+
+// diskTimeout bounds how long a status waits for what is said about the disk.
+const diskTimeout = 3 * time.Second
 
 func statusCommand(s *settings) *cobra.Command {
 	var asJSON bool
@@ -28,6 +37,7 @@ func statusCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			doc.Disk = s.askDisk(cmd.Context(), doc)
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
@@ -43,6 +53,43 @@ func statusCommand(s *settings) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// askDisk asks the controller what takes the disk; nil where it does not answer.
+func (s *settings) askDisk(ctx context.Context, doc statusDoc) *api.DiskHookAnswer {
+	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
+	defer cancel()
+	for _, p := range doc.Parts {
+		if p.Name != "controller" || p.State != supervisor.Running {
+			continue
+		}
+		key, err := os.ReadFile(filepath.Join(s.Root, "builder.key"))
+		if err != nil {
+			return nil
+		}
+		client := &api.Client{URL: "http://" + p.Address, BuilderKey: strings.TrimSpace(string(key)), UserAgent: "deisctl"}
+		disk := &api.DiskHookAnswer{}
+		if client.Call(ctx, http.MethodGet, "/v1/hooks/disk", nil, disk) != nil {
+			return nil
+		}
+		return disk
+	}
+	return nil
+}
+
+// shownApps is how many apps a line about the disk names.
+const shownApps = 3
+
+func diskText(d api.DiskHookAnswer) string {
+	text := fmt.Sprintf("Disk: %s of %s free (pushes need %s); images %s, logs %s", api.SizeText(d.Free), api.SizeText(d.Size),
+		api.SizeText(d.Reserve), api.SizeText(d.Images), api.SizeText(d.Logs))
+	if d.Limit > 0 {
+		text += " of " + api.SizeText(d.Limit)
+	}
+	for i, app := range d.Apps[:min(shownApps, len(d.Apps))] {
+		text += []string{"\nLargest apps: ", ", "}[min(i, 1)] + app.App + " " + api.SizeText(app.Images+app.Logs)
+	}
+	return text
 }
 
 // statusLeft is what can be said where no supervisor runs.
@@ -78,6 +125,9 @@ func printStatus(out io.Writer, doc statusDoc) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if doc.Disk != nil {
+		fmt.Fprintln(out, "\n"+diskText(*doc.Disk))
 	}
 	for _, p := range doc.Parts {
 		if p.Reason != "" {

@@ -192,7 +192,7 @@ func (e *Engine) removeAll(ctx context.Context, list []record, grace time.Durati
 	}
 	var group errgroup.Group
 	for _, r := range list {
-		group.Go(func() error { return e.remove(ctx, r.ID, grace) })
+		group.Go(func() error { return e.remove(ctx, r, grace) })
 	}
 	return group.Wait()
 }
@@ -215,8 +215,9 @@ func (e *Engine) kill(ctx context.Context, id string, sig syscall.Signal) error 
 
 // remove takes a container away, once its process has ended within grace or
 // was killed. The record goes last: as long as it is there, the rest is found.
-func (e *Engine) remove(ctx context.Context, id string, grace time.Duration) error {
-	if err := e.end(ctx, id, grace); err != nil {
+func (e *Engine) remove(ctx context.Context, r record, grace time.Duration) error {
+	id := r.ID
+	if err := e.end(ctx, r, grace); err != nil {
 		return err
 	}
 	if err := e.network.Detach(ctx, id, e.netns(id)); err != nil {
@@ -239,7 +240,8 @@ func (e *Engine) remove(ctx context.Context, id string, grace time.Duration) err
 
 // end waits for the end of a container's process, kills it when grace is over,
 // and deletes the task.
-func (e *Engine) end(ctx context.Context, id string, grace time.Duration) error {
+func (e *Engine) end(ctx context.Context, r record, grace time.Duration) error {
+	id := r.ID
 	ended, err := e.await(ctx, id, grace)
 	if err != nil {
 		return err
@@ -255,7 +257,10 @@ func (e *Engine) end(ctx context.Context, id string, grace time.Duration) error 
 			return fmt.Errorf("container %s does not end, though killed", id)
 		}
 	}
-	_, err = e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	gone, err := e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	if err == nil {
+		e.logEnd(r, "stopped: "+exitText(gone.ExitStatus))
+	}
 	return wrap(unlessGone(native(err)), "delete task %s", id)
 }
 

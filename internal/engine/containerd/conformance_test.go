@@ -171,6 +171,7 @@ func TestConformance(t *testing.T) {
 		Job:          sh(`echo "$GREETING"; cat; echo oops >&2; exit 3`),
 		Terminal:     []string{"/bin/sh", "-c", `[ -t 0 ] && [ -t 1 ] && [ -t 2 ] || exit 5; while read -r line; do [ "$line" = end ] && exit 4; stty size; done`},
 		Sleep:        sleepCmd,
+		Measures:     true,
 		Leftovers:    b.leftovers,
 	})
 	if t.Failed() {

@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,7 +52,7 @@ const (
 	cleanupTime = 30 * time.Second
 )
 
-// Options say where things are. All but Namespace, CNIPluginDirs, Deny and Metrics are required.
+// Options say where things are. Address, Root, PlatformID, ShimLog and Log are required.
 type Options struct {
 	// Address is the path of containerd's socket.
 	Address string
@@ -66,9 +68,18 @@ type Options struct {
 	ShimLog string
 	// CNIPluginDirs defaults to hostnet.DefaultPluginDirs.
 	CNIPluginDirs []string
-	// Deny lists what instances must not reach.
+	// Deny lists what instances must not reach, besides hostnet.Metadata.
 	Deny []netip.Prefix
-	Log  *slog.Logger
+	// Public lists the TCP ports of this host that instances reach: those of the router. An unspecified
+	// address means all of this host's. Allow lists addresses of this host of which they reach every port.
+	Public []netip.AddrPort
+	Allow  []netip.Prefix
+	// InsecureRegistries lists registries, as in image references, that are asked without TLS if
+	// they do not speak it. Those on loopback always are.
+	InsecureRegistries []string
+	// RegistryCAs are the authorities for registries' certificates; the machine's if nil.
+	RegistryCAs *x509.CertPool
+	Log         *slog.Logger
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
 }
@@ -82,8 +93,14 @@ type Engine struct {
 	network *hostnet.Network
 	metrics *metrics
 	images  imageCache
-	sets    locks
-	watch   watchers
+	// layerSizes is for Usage.
+	layerSizes layerSizes
+	sets       locks
+	watch      watchers
+	// logWatch is for those who follow logs.
+	logWatch logWatch
+	// swept is closed when what an earlier process left behind is gone.
+	swept chan struct{}
 	// creating bounds how many instances are created at once: more only wait for each other.
 	creating chan struct{}
 
@@ -115,6 +132,7 @@ func New(opts Options) (*Engine, error) {
 		opts:     opts,
 		ns:       cmp.Or(opts.Namespace, "deis-"+opts.PlatformID),
 		notes:    map[string]*note{},
+		swept:    make(chan struct{}),
 		creating: make(chan struct{}, 2*runtime.NumCPU()),
 		metrics:  newMetrics(),
 	}
@@ -139,7 +157,10 @@ func (e *Engine) open(ctx context.Context) (err error) {
 		Name:       "deis" + e.opts.PlatformID,
 		Dir:        filepath.Join(e.opts.Root, "cni"),
 		PluginDirs: e.opts.CNIPluginDirs,
-		Deny:       e.opts.Deny,
+		Deny:       slices.Concat(hostnet.Metadata, e.opts.Deny),
+		Closed:     true,
+		Ports:      e.opts.Public,
+		Allow:      e.opts.Allow,
 	})
 	if err != nil {
 		return err
@@ -198,6 +219,7 @@ func awaitReady(ctx context.Context, cc *grpc.ClientConn) {
 func (e *Engine) Close() error {
 	e.stop()
 	e.done.Wait()
+	e.logWatch.close()
 	return e.client.Close()
 }
 

@@ -188,7 +188,7 @@ func TestContainerdKilledMeanwhile(t *testing.T) {
 func (b *bench) ticks(app string) int {
 	b.t.Helper()
 	n := 0
-	err := b.Logs(b.t.Context(), app, 10000, false, func(l engine.LogLine) error {
+	err := b.Logs(b.t.Context(), app, engine.LogQuery{Lines: 10000}, func(l engine.LogLine) error {
 		n++
 		if want := fmt.Sprintf("tick %d", n); l.Text != want {
 			b.t.Errorf("log has %q, want %q", l.Text, want)
@@ -295,7 +295,7 @@ func TestSandbox(t *testing.T) {
 		touch /etc/hosts 2>&1; mount -t tmpfs x /tmp 2>&1; ls /sys/fs/cgroup | head -3; ls -l /proc/self/ns/net; ps | wc -l`}
 	out := b.output(process)
 	for _, want := range []string{
-		"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t00000000a80425fb", "\n0\n",
+		"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t00000000000405fb", "\n0\n",
 		"s3cret 5000 run-1 run-1 0 /", "127.0.0.1\tlocalhost", "\trun-1", "default via " + b.network.Gateway.String(),
 		"Read-only file system", "permission denied",
 	} {
@@ -338,7 +338,7 @@ func TestLogsTurnOver(t *testing.T) {
 	b := newDaemonAndBench(t)
 	b.apply(b.spec(appA, "a/../b.c", 1, sh(`yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -n 300000; echo end; sleep 10000 & wait`)))
 	end := func() (text string, n int) {
-		err := b.Logs(t.Context(), appA, 1, false, func(l engine.LogLine) error {
+		err := b.Logs(t.Context(), appA, engine.LogQuery{Lines: 1}, func(l engine.LogLine) error {
 			text, n = l.Text, n+1
 			if l.Type != "a/../b.c" || l.Num != 1 || l.Generation != 1 {
 				t.Errorf("line of %s.%d generation %d", l.Type, l.Num, l.Generation)
@@ -369,8 +369,39 @@ func TestLogsTurnOver(t *testing.T) {
 	if err := b.Remove(t.Context(), b.spec(appA, "a/../b.c", 1, nil).SetKey); err != nil {
 		t.Fatal(err)
 	}
-	if text, n := end(); text != "end" || n != 1 {
+	if text, n := end(); text != "deis: stopped: exited with code 0" || n != 1 {
 		t.Errorf("after the instance is gone: %d lines, the last %q", n, text)
+	}
+	b.clean()
+}
+
+// TestFlood: an app that writes as fast as it can is not held up, takes no more
+// disk than its logs may, and the log says what is missing, if anything is.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	b := newDaemonAndBench(t)
+	const lines = 600_000 // 50,000 a second for twelve seconds
+	began := time.Now()
+	b.apply(b.spec(appA, "flood", 1, sh(fmt.Sprintf(`yes "a line as long as most of them are, which is about eighty characters or more" | head -n %d; echo end; sleep 10000 & wait`, lines))))
+	last := ""
+	b.eventually("all is written", func() bool {
+		err := b.Logs(t.Context(), appA, engine.LogQuery{Lines: 1}, func(l engine.LogLine) error { last = l.Text; return nil })
+		return err == nil && last == "end"
+	})
+	rate := lines / time.Since(began).Seconds()
+	t.Logf("%.0f lines a second", rate)
+	if rate < 50_000 {
+		t.Errorf("the app was held up: %.0f lines a second", rate)
+	}
+	n := 0
+	if err := b.Logs(t.Context(), appA, engine.LogQuery{Lines: 1_000_000}, func(engine.LogLine) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if n < 10_000 || n*80 > engine.MaxLogBytes+1<<20 {
+		t.Errorf("%d lines are kept or read", n)
+	}
+	if err := b.Remove(t.Context(), b.spec(appA, "flood", 1, nil).SetKey); err != nil {
+		t.Fatal(err)
 	}
 	b.clean()
 }
@@ -540,6 +571,14 @@ func TestSweep(t *testing.T) {
 	}
 	b.Close()
 	b.open()
+	// A one-off starts only when those of the dead process have ended.
+	if out := b.output(b.spec(appA, "", 1, []string{"/bin/echo", "next"}).Process); out != "next\n" {
+		t.Errorf("a one-off wrote %q", out)
+	}
+	jobs, err := b.records(ctx, "", kindJob)
+	if err != nil || len(jobs) > 0 {
+		t.Errorf("one-offs of the dead process: %+v, %v", jobs, err)
+	}
 	b.eventually("remnants are gone", func() bool { return len(b.leftovers("")) == 0 && len(b.daemon.Shims()) == 1 })
 	list := b.list(appA)
 	if len(list) != 1 || list[0].State != paas.StateUp {
@@ -570,7 +609,7 @@ func TestStop(t *testing.T) {
 	b.apply(deaf)
 	text := ""
 	lastLine := func() string {
-		b.Logs(t.Context(), appA, 1, false, func(l engine.LogLine) error { text = l.Text; return nil })
+		b.Logs(t.Context(), appA, engine.LogQuery{Lines: 1}, func(l engine.LogLine) error { text = l.Text; return nil })
 		return text
 	}
 	b.eventually("it is up", func() bool { return lastLine() == "up" })

@@ -2,9 +2,7 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -65,30 +63,53 @@ func (c *imageCache) drop(prefix string) {
 
 func appImages(app string) string { return localPrefix + "apps/" + app }
 
-// image finds the image of a process in containerd's store, or pulls it. One
-// that is pinned by a digest gets a name of the app's own: its tag may be built
-// anew, but an ended instance must be replaceable as long as the app is there.
-func (e *Engine) image(ctx context.Context, app string, p engine.Process) (*image, error) {
-	pin := ""
-	if p.Digest != "" {
-		if _, err := digest.Parse(p.Digest); err != nil {
-			return nil, paas.Errorf(paas.Invalid, "image %s: bad digest %q", p.Image, p.Digest)
-		}
-		pin = appImages(app) + "@" + p.Digest
-		if img := e.images.get(pin); img != nil {
-			return img, nil
-		}
+// pinName is an image's name for an app, by which it is kept until the app or its releases go.
+func pinName(app string, d digest.Digest) string { return appImages(app) + "@" + d.String() }
+
+// Fetch implements engine.Engine.
+func (e *Engine) Fetch(ctx context.Context, app string, p engine.Process, say func(string)) (d string, err error) {
+	if err := checkApp(app); err != nil {
+		return "", err
 	}
-	meta, err := e.findImage(ctx, p, pin)
+	err = again(e.in(ctx), func(ctx context.Context) error {
+		img, err := e.fetch(ctx, app, p, say)
+		if err == nil {
+			d = img.meta.Target.Digest.String()
+		}
+		return err
+	})
+	return d, err
+}
+
+// image is that of a process.
+func (e *Engine) image(ctx context.Context, app string, p engine.Process) (*image, error) {
+	return e.fetch(ctx, app, p, func(string) {})
+}
+
+// fetch finds the image of a process in containerd's store, or pulls it. It gives it a name of the
+// app's own: its tag may move and go, but an ended instance must be replaceable as long as the app is there.
+func (e *Engine) fetch(ctx context.Context, app string, p engine.Process, say func(string)) (*image, error) {
+	ref, err := reference.ParseDockerRef(p.Image)
+	if err != nil {
+		return nil, &paas.Error{Code: paas.Invalid, Err: err, Message: fmt.Sprintf(
+			"%q is no image reference. One is like redis, redis:7 or registry.example.com/team/app:v1, in lower case.", p.Image)}
+	}
+	wanted, err := wantedDigest(ref, p)
 	if err != nil {
 		return nil, err
 	}
-	if pin != "" && meta.Name != pin {
-		_, err := e.client.ImageService().Create(ctx, images.Image{Name: pin, Target: meta.Target})
-		if err != nil && !errdefs.IsAlreadyExists(err) {
-			return nil, wrap(err, "pin image %s", p.Image)
-		}
-		meta.Name = pin
+	if img := e.images.get(pinName(app, wanted)); img != nil {
+		return img, nil
+	}
+	meta, err := e.findImage(ctx, app, p.Image, ref, wanted)
+	if errdefs.IsNotFound(err) {
+		meta, err = e.pullImage(ctx, app, ref, wanted, p.Registry, say)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if meta, err = e.pin(ctx, app, meta); err != nil {
+		return nil, err
 	}
 	content, err := ctd.NewImage(e.client, meta).Spec(ctx)
 	if err != nil {
@@ -101,67 +122,85 @@ func (e *Engine) image(ctx context.Context, app string, p engine.Process) (*imag
 		name: meta.Name, meta: meta, config: content.Config,
 		chainID: identity.ChainID(content.RootFS.DiffIDs).String(),
 	}
-	if pin != "" {
-		e.images.put(pin, img)
-	}
+	e.images.put(meta.Name, img)
 	return img, nil
 }
 
-// findImage looks under the pin, under the reference, for the digest under any
-// name, and at last in the registry.
-func (e *Engine) findImage(ctx context.Context, p engine.Process, pin string) (images.Image, error) {
-	full := p.Image
-	if ref, err := reference.ParseDockerRef(p.Image); err == nil {
-		full = ref.String()
-	}
-	for _, name := range []string{pin, p.Image, full} {
-		if name == "" {
-			continue
+// wantedDigest is empty where a tag decides.
+func wantedDigest(ref reference.Named, p engine.Process) (digest.Digest, error) {
+	if p.Digest != "" {
+		d, err := digest.Parse(p.Digest)
+		if err != nil {
+			return "", paas.Errorf(paas.Invalid, "image %s: bad digest %q", p.Image, p.Digest)
 		}
+		return d, nil
+	}
+	if pinned, ok := ref.(reference.Canonical); ok {
+		return pinned.Digest(), nil
+	}
+	return "", nil
+}
+
+// pin gives an image the app's own name.
+func (e *Engine) pin(ctx context.Context, app string, meta images.Image) (images.Image, error) {
+	pin := pinName(app, meta.Target.Digest)
+	if meta.Name == pin {
+		return meta, nil
+	}
+	_, err := e.client.ImageService().Create(ctx, images.Image{Name: pin, Target: meta.Target})
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return meta, wrap(err, "pin image %s", meta.Name)
+	}
+	meta.Name = pin
+	return meta, nil
+}
+
+// findImage looks under the pin, under the reference and for the digest under any name, but for
+// those of other apps: to know what they run is not to have it. The error is errdefs.ErrNotFound if it is not here.
+func (e *Engine) findImage(ctx context.Context, app, name string, ref reference.Named, wanted digest.Digest) (images.Image, error) {
+	names := []string{name, ref.String()}
+	if wanted != "" {
+		names = append(names, pinName(app, wanted))
+	}
+	for _, name := range names {
 		meta, err := e.client.ImageService().Get(ctx, name)
-		if err == nil && (p.Digest == "" || meta.Target.Digest.String() == p.Digest) {
+		if err == nil && (wanted == "" || meta.Target.Digest == wanted) {
 			return meta, nil
 		}
 		if unlessGone(err) != nil {
 			return meta, wrap(err, "look for image %s", name)
 		}
 	}
-	if p.Digest != "" {
-		same, err := e.client.ImageService().List(ctx, "target.digest=="+p.Digest)
-		if err != nil {
-			return images.Image{}, wrap(err, "look for image %s", p.Digest)
-		}
-		if len(same) > 0 {
-			return same[0], nil
+	if wanted == "" {
+		return images.Image{}, errdefs.ErrNotFound
+	}
+	same, err := e.client.ImageService().List(ctx, "target.digest=="+wanted.String())
+	if err != nil {
+		return images.Image{}, wrap(err, "look for image %s", wanted)
+	}
+	for _, meta := range same {
+		if owner := appOfImage(meta.Name); owner == "" || owner == app {
+			return meta, nil
 		}
 	}
-	return e.pull(ctx, p)
+	return images.Image{}, errdefs.ErrNotFound
 }
 
-func (e *Engine) pull(ctx context.Context, p engine.Process) (images.Image, error) {
-	if strings.HasPrefix(p.Image, localPrefix) {
-		return images.Image{}, paas.Errorf(paas.Unavailable, "image %s is not on this machine any more, please push again", p.Image)
+// pullImage is pull, but for images that no registry has.
+func (e *Engine) pullImage(ctx context.Context, app string, ref reference.Named, wanted digest.Digest,
+	auth engine.Credentials, say func(string),
+) (images.Image, error) {
+	if reference.Domain(ref)+"/" == localPrefix {
+		return images.Image{}, paas.Errorf(paas.Unavailable, "image %s is not on this machine any more, please push again", ref)
 	}
-	ref, err := reference.ParseDockerRef(p.Image)
-	if err != nil {
-		return images.Image{}, &paas.Error{Code: paas.Invalid, Message: fmt.Sprintf("%q is no image reference", p.Image), Err: err}
-	}
-	if p.Digest != "" {
-		if ref, err = reference.WithDigest(reference.TrimNamed(ref), digest.Digest(p.Digest)); err != nil {
-			return images.Image{}, &paas.Error{Code: paas.Invalid, Message: fmt.Sprintf("%q is no image reference", p.Image), Err: err}
+	if wanted != "" {
+		pinned, err := reference.WithDigest(reference.TrimNamed(ref), wanted)
+		if err != nil {
+			return images.Image{}, fmt.Errorf("image %s with digest %s: %w", ref, wanted, err)
 		}
+		ref = pinned
 	}
-	got, err := e.client.Pull(ctx, ref.String(), ctd.WithPullUnpack, ctd.WithPullSnapshotter(snapshotter))
-	if err != nil {
-		if ctx.Err() != nil {
-			return images.Image{}, errors.Join(ctx.Err(), err)
-		}
-		return images.Image{}, &paas.Error{
-			Code: paas.Unavailable, Err: err,
-			Message: fmt.Sprintf("image %s is not on this machine and cannot be pulled: %v", p.Image, err),
-		}
-	}
-	return got.Metadata(), nil
+	return e.pull(ctx, app, ref, auth, say)
 }
 
 // unpack makes the snapshots of an image whose builder has not, or which were
@@ -176,13 +215,11 @@ func (e *Engine) unpack(ctx context.Context, img *image) error {
 }
 
 func (e *Engine) forgetImages(ctx context.Context, app string) error {
-	prefix := appImages(app)
-	pattern := "^" + strings.ReplaceAll(prefix, ".", `\.`) + "[:@]"
-	list, err := e.client.ImageService().List(ctx, "name~="+strconv.Quote(pattern))
+	list, err := e.imagesOf(ctx, app)
 	if err != nil {
-		return wrap(err, "list images")
+		return err
 	}
-	e.images.drop(prefix)
+	e.images.drop(appImages(app))
 	for _, img := range list {
 		if err := unlessGone(e.client.ImageService().Delete(ctx, img.Name)); err != nil {
 			return wrap(err, "remove image %s", img.Name)

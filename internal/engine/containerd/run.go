@@ -18,12 +18,16 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
 )
 
 const (
 	// jobGrace is the time between TERM and KILL for a one-off whose caller is
 	// gone and who waits for it to go.
 	jobGrace = time.Second
+	// sweepWait bounds how long a one-off waits for the remnants of an earlier process to go: a connection and
+	// the removal of some containers.
+	sweepWait = connectWait + cleanupTime
 	// exitNotStarted is the shells' exit code for a command that cannot be run.
 	exitNotStarted = 127
 )
@@ -31,6 +35,9 @@ const (
 // Run implements engine.Engine.
 func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err error) {
 	if err := checkApp(job.App); err != nil {
+		return 0, err
+	}
+	if err := e.awaitSweep(ctx); err != nil {
 		return 0, err
 	}
 	img, err := e.image(e.in(ctx), job.App, job.Process)
@@ -43,6 +50,19 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 	}
 	defer func() { err = errors.Join(err, e.discardJob(ctx, r)) }()
 	return e.runJob(e.in(ctx), img, r, job)
+}
+
+// awaitSweep waits until what an earlier process left behind is gone: two of
+// its kind must not run at once, where the first was killed.
+func (e *Engine) awaitSweep(ctx context.Context) error {
+	select {
+	case <-e.swept:
+		return nil
+	case <-time.After(sweepWait):
+		return paas.Errorf(paas.Unavailable, "the container engine does not answer, please try again")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (e *Engine) discardJob(ctx context.Context, r record) error {

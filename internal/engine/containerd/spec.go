@@ -25,14 +25,28 @@ const (
 	// openFiles is enough for any server, and not so much that programs that
 	// close every possible descriptor at their start take seconds.
 	openFiles = 65536
+	// oomScoreAdjust is half of the scale: more than the daemons have, and less than a process may give itself.
+	oomScoreAdjust = 500
+	// scratchSize bounds each directory that is in memory; the memory limit counts it too.
+	scratchSize = "64m"
 	// minShares is the least that the kernel takes.
 	minShares = 2
 
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// spec is the OCI runtime configuration: Docker's defaults (capabilities,
-// seccomp, devices, masked paths), no new privileges, and the limits.
+// capabilities are Docker's defaults without those that an app does not need:
+// NET_RAW (frames of its own making, by which it could take over the addresses of other instances), MKNOD
+// (devices), AUDIT_WRITE (the host's audit log) and SETFCAP (privileges on files, which no new privileges
+// makes void). NET_BIND_SERVICE is not needed for low ports either, but programs that carry it on their
+// files do not start without it. Only processes of root have them.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE",
+	"CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+}
+
+// spec is the OCI runtime configuration: Docker's defaults (seccomp, devices, masked paths), fewer
+// capabilities, no new privileges, and the limits.
 func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.Process, c *containers.Container, more ...oci.SpecOpts) (*specs.Spec, error) {
 	args := process.Command
 	if args == nil {
@@ -53,6 +67,7 @@ func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.
 		oci.WithHostname(hostname(r)),
 		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: e.netns(r.ID)}),
 		oci.WithCgroup(e.cgroup(r.ID)),
+		oci.WithCapabilities(capabilities),
 		oci.WithPidsLimit(pidsLimit),
 		oci.WithRlimit(&specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Hard: fileLimit(), Soft: fileLimit()}),
 		// A core dump holds the config, which is secret.
@@ -61,14 +76,18 @@ func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.
 		oci.WithoutRunMount,
 		oci.WithMounts(e.nameMounts(r.ID)),
 		withOwnCgroup,
-		withLowPorts,
+		withNetworkSysctls,
+		withKilledFirst,
 		seccomp.WithDefaultProfile(),
 	}
 	if process.Memory > 0 {
-		opts = append(opts, oci.WithMemoryLimit(uint64(process.Memory)))
+		opts = append(opts, withMemoryLimit(process.Memory))
 	}
 	if process.CPUShares > 0 {
 		opts = append(opts, oci.WithCPUShares(uint64(max(process.CPUShares, minShares))))
+	}
+	if process.ReadOnly {
+		opts = append(opts, oci.WithRootFSReadonly(), withScratch)
 	}
 	s, err := oci.GenerateSpec(ctx, e.client, c, append(opts, more...)...)
 	if err != nil {
@@ -161,8 +180,53 @@ func withOwnCgroup(_ context.Context, _ oci.Client, _ *containers.Container, s *
 	return nil
 }
 
-// withLowPorts lets any user listen on port 80, in its own network namespace.
-func withLowPorts(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
-	s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+// withNetworkSysctls lets any user listen on port 80 and use ping, in its own network namespace.
+func withNetworkSysctls(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+	s.Linux.Sysctl = map[string]string{
+		"net.ipv4.ip_unprivileged_port_start": "0",
+		"net.ipv4.ping_group_range":           "0 2147483647",
+	}
+	return nil
+}
+
+// withKilledFirst makes the kernel take instances before daemons when the machine has no memory left.
+func withKilledFirst(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+	adjust := oomScoreAdjust
+	s.Process.OOMScoreAdj = &adjust
+	return nil
+}
+
+// withMemoryLimit makes the limit one of memory and swap together, where the kernel counts swap:
+// otherwise an instance at its limit would slow the whole machine down instead of being killed.
+func withMemoryLimit(limit int64) oci.SpecOpts {
+	return func(ctx context.Context, client oci.Client, c *containers.Container, s *specs.Spec) error {
+		if err := oci.WithMemoryLimit(uint64(limit))(ctx, client, c, s); err != nil {
+			return err
+		}
+		if countsSwap() {
+			s.Linux.Resources.Memory.Swap = &limit
+		}
+		return nil
+	}
+}
+
+// countsSwap tells for version 2 and version 1 of control groups.
+func countsSwap() bool {
+	for _, path := range []string{"/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"} {
+		if _, err := os.Stat(path); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// withScratch adds what a process may write to when its root is read-only.
+func withScratch(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+	for _, path := range []string{"/tmp", "/var/tmp", "/run"} {
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: path, Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "nodev", "mode=1777", "size=" + scratchSize},
+		})
+	}
 	return nil
 }

@@ -179,6 +179,8 @@ type note struct {
 	start *startInfo
 	// ended is why the process is not there any more, when it was looked up already.
 	ended string
+	// logged says that the log tells it.
+	logged bool
 }
 
 // startInfo is written when the process starts.
@@ -247,6 +249,10 @@ func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Insta
 		inst.Address = net.JoinHostPort(n.start.Address.String(), strconv.Itoa(r.Port))
 	case p.Status == task.Status_STOPPED:
 		inst.State, inst.Reason = paas.StateCrashed, e.reasonOf(n, r.ID, p.ExitStatus)
+		if !n.logged {
+			e.logEnd(r, inst.Reason)
+			n.logged = true
+		}
 	default:
 		inst.State = paas.StateCreated
 	}
@@ -284,18 +290,23 @@ func (e *Engine) reasonOf(n *note, id string, code uint32) string {
 // endReason says in words why a process ended. The control group is there
 // until the task is deleted, so that it can be asked at any time later.
 func (e *Engine) endReason(id string, code uint32) string {
-	reason := fmt.Sprintf("exited with code %d", code)
-	if code > 128 {
-		if name := unix.SignalName(syscall.Signal(code - 128)); name != "" {
-			reason += " (" + name + ")"
-		}
-	}
+	reason := exitText(code)
 	if e.oomKilled(id) {
 		e.metrics.ends.WithLabelValues("oom").Inc()
 		return "killed, because it used more memory than its limit; " + reason
 	}
 	e.metrics.ends.WithLabelValues("exit").Inc()
 	return reason
+}
+
+func exitText(code uint32) string {
+	text := fmt.Sprintf("exited with code %d", code)
+	if code > 128 {
+		if name := unix.SignalName(syscall.Signal(code - 128)); name != "" {
+			text += " (" + name + ")"
+		}
+	}
+	return text
 }
 
 // oomKilled reports whether the memory limit killed a process of the container.

@@ -147,6 +147,7 @@ func (e *Engine) session(ctx context.Context, swept *bool) (began bool, err erro
 			return true, err
 		}
 		*swept = true
+		close(e.swept)
 	}
 	for {
 		select {

@@ -28,6 +28,7 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		name string
 		run  func(*suite)
 	}{
+		{"Fetch", (*suite).fetch},
 		{"ApplyStarts", (*suite).applyStarts},
 		{"ApplyAgain", (*suite).applyAgain},
 		{"ApplyConcurrently", (*suite).applyConcurrently},
@@ -47,6 +48,7 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		{"ProbeServing", (*suite).probeServing},
 		{"ProbeNotListening", (*suite).probeNotListening},
 		{"ProbeGone", (*suite).probeGone},
+		{"Room", (*suite).room},
 		{"Logs", (*suite).logs},
 		{"LogsFollow", (*suite).logsFollow},
 		{"RunJob", (*suite).runJob},

@@ -38,6 +38,9 @@ type Fixture struct {
 	// Sleep runs until TERM (or KILL) without listening and prints nothing.
 	Sleep []string
 
+	// Measures says that the engine knows how much memory its processes use.
+	Measures bool
+
 	// Wait bounds how long the suite waits for what must happen soon; zero is 15 s.
 	Wait time.Duration
 	// Leftovers, if set, fails the test when anything outside the engine's own view remains of an

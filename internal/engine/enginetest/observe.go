@@ -74,6 +74,33 @@ func (s *suite) watchEnds() {
 	})
 }
 
+// room: there is some, what is free is a part of all, and only what runs uses any.
+func (s *suite) room() {
+	spec := s.set("worker", 2, s.fix.Sleep)
+	s.apply(spec)
+	room, err := s.Room(s.ctx, s.app)
+	if err != nil {
+		s.Fatal(err)
+	}
+	if room.Total <= 0 || room.Available < 0 || room.Available > room.Total {
+		s.Errorf("room %+v", room)
+	}
+	if use := room.Use["worker"]; use < 0 || use > room.Total || s.fix.Measures && use == 0 {
+		s.Errorf("a worker uses %d bytes of %d", use, room.Total)
+	}
+	if err := s.Remove(s.ctx, spec.SetKey); err != nil {
+		s.Fatal(err)
+	}
+	if room, err = s.Room(s.ctx, s.app); err != nil || len(room.Use) > 0 {
+		s.Errorf("with nothing running: %+v, %v", room, err)
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	cancel()
+	if _, err := s.Room(ctx, s.app); err == nil {
+		s.Error("Room answers after its context")
+	}
+}
+
 // probeServing: an open port is enough without a path; with one, only 200 is.
 func (s *suite) probeServing() {
 	s.apply(s.set("web", 1, s.fix.Serve))
@@ -144,8 +171,10 @@ func (s *suite) probeGone() {
 func (s *suite) lines(app string, n int) []engine.LogLine {
 	s.Helper()
 	var lines []engine.LogLine
-	err := s.Engine.Logs(s.ctx, app, n, false, func(l engine.LogLine) error {
-		lines = append(lines, l)
+	err := s.Engine.Logs(s.ctx, app, engine.LogQuery{Lines: n}, func(l engine.LogLine) error {
+		if !strings.HasPrefix(l.Text, "deis: ") {
+			lines = append(lines, l)
+		}
 		return nil
 	})
 	if err != nil {
@@ -180,7 +209,7 @@ func (s *suite) logs() {
 	}
 	stop := errors.New("enough")
 	calls := 0
-	err := s.Engine.Logs(s.ctx, s.app, 9, false, func(engine.LogLine) error { calls++; return stop })
+	err := s.Engine.Logs(s.ctx, s.app, engine.LogQuery{Lines: 9}, func(engine.LogLine) error { calls++; return stop })
 	if !errors.Is(err, stop) || calls != 1 {
 		s.Errorf("after yield's error: %d calls and error %v", calls, err)
 	}
@@ -188,6 +217,42 @@ func (s *suite) logs() {
 		s.Fatal(err)
 	}
 	s.wantLines(s.lines(s.app, 100))
+	s.logQueries(spec)
+}
+
+// logQueries: lines of one type, number and time.
+func (s *suite) logQueries(spec engine.SetSpec) {
+	s.Helper()
+	all := s.lines(s.app, 100)
+	middle := all[len(all)/2].Time
+	younger := 0
+	for _, l := range all {
+		if !l.Time.Before(middle) {
+			younger++
+		}
+	}
+	for _, test := range []struct {
+		query engine.LogQuery
+		want  int
+	}{
+		{engine.LogQuery{Lines: 100, Type: spec.Type}, len(all)},
+		{engine.LogQuery{Lines: 100, Type: spec.Type, Num: 1}, len(all)},
+		{engine.LogQuery{Lines: 100, Type: spec.Type, Num: 2}, 0},
+		{engine.LogQuery{Lines: 100, Type: "other"}, 0},
+		{engine.LogQuery{Lines: 100, Since: middle}, younger},
+		{engine.LogQuery{Lines: 100, Since: time.Now().Add(time.Minute)}, 0},
+	} {
+		got := 0
+		err := s.Engine.Logs(s.ctx, s.app, test.query, func(l engine.LogLine) error {
+			if !strings.HasPrefix(l.Text, "deis: ") {
+				got++
+			}
+			return nil
+		})
+		if err != nil || got != test.want {
+			s.Errorf("%+v: %d lines and error %v, want %d", test.query, got, err, test.want)
+		}
+	}
 }
 
 func (s *suite) wantLines(lines []engine.LogLine) {
@@ -234,8 +299,10 @@ func (s *suite) logsFollow() {
 	seen := make(chan engine.LogLine, 100)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- s.Engine.Logs(ctx, s.app, 9, true, func(l engine.LogLine) error {
-			seen <- l
+		ended <- s.Engine.Logs(ctx, s.app, engine.LogQuery{Lines: 9, Follow: true}, func(l engine.LogLine) error {
+			if !strings.HasPrefix(l.Text, "deis: ") {
+				seen <- l
+			}
 			return nil
 		})
 	}()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
 )
 
 // screen is what a one-off has written so far.
@@ -152,4 +153,29 @@ func (s *suite) runTerminalCancelled() {
 		s.Errorf("Run that was cancelled: %v", j.err)
 	}
 	s.nothingLeft(s.app)
+}
+
+// fetch: an image has a digest, the same each time and with which it runs; what is not there is refused.
+func (s *suite) fetch() {
+	process := s.process(s.fix.Sleep)
+	digest, err := s.Fetch(s.ctx, s.app, process, func(string) {})
+	if err != nil || digest == "" || s.fix.Digest != "" && digest != s.fix.Digest {
+		s.Fatalf("Fetch: %q, %v; want %q", digest, err, s.fix.Digest)
+	}
+	process.Digest = digest
+	if again, err := s.Fetch(s.ctx, s.app, process, func(string) {}); again != digest || err != nil {
+		s.Errorf("Fetch again: %q, %v; want %q", again, err, digest)
+	}
+	spec := s.set("worker", 1, s.fix.Sleep)
+	spec.Process = process
+	s.apply(spec)
+	process.Image, process.Digest = s.fix.MissingImage, ""
+	if _, err := s.Fetch(s.ctx, s.app, process, func(string) {}); paas.CodeOf(err) != paas.Unavailable {
+		s.Errorf("Fetch of an image that is not there: %v, want one that is unavailable", err)
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	cancel()
+	if _, err := s.Fetch(ctx, s.app, process, func(string) {}); err == nil {
+		s.Error("Fetch succeeds though its context has ended")
+	}
 }

@@ -7,6 +7,7 @@ package fake
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -31,6 +32,9 @@ type Engine struct {
 	chaos     Chaos
 	probe     func(engine.Instance, engine.Check) error // may be nil
 	programOf func(engine.Process) (Program, error)     // may be nil
+	// fetch may be nil.
+	fetch func(p engine.Process, say func(string)) (digest string, err error)
+	room  engine.Room
 }
 
 type instance struct {
@@ -47,7 +51,35 @@ func New() *Engine {
 		sets:     map[string]map[engine.SetKey]map[int]*instance{},
 		logs:     map[string]*journal{},
 		watchers: map[*watcher]bool{},
+		room:     plenty,
 	}
+}
+
+// plenty is memory that nothing exhausts.
+var plenty = engine.Room{Total: 1 << 50, Available: 1 << 50}
+
+// Room is part of engine.Engine.
+func (e *Engine) Room(ctx context.Context, _ string) (engine.Room, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.room
+	r.Use = maps.Clone(r.Use)
+	return r, ctx.Err()
+}
+
+// Fetch is part of engine.Engine. Unless SetFetch says otherwise, every image is there at once,
+// and its digest is made up of its name.
+func (e *Engine) Fetch(ctx context.Context, _ string, p engine.Process, say func(string)) (string, error) {
+	e.mu.Lock()
+	f := e.fetch
+	e.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case f != nil:
+		return f(p, say)
+	}
+	return cmp.Or(p.Digest, fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(p.Image)))), nil
 }
 
 // Apply is part of engine.Engine.

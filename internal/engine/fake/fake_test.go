@@ -28,6 +28,10 @@ func TestConformance(t *testing.T) {
 		e := fake.New()
 		e.SetPrograms(program)
 		e.SetProbe(probe)
+		e.SetFetch(func(p engine.Process, _ func(string)) (string, error) {
+			_, err := program(engine.Process{Image: p.Image, Command: []string{"sleep"}})
+			return "sha256:" + strings.Repeat("0", 64), err
+		})
 		return e
 	}, fix)
 }
@@ -166,7 +170,7 @@ func TestExitAndWrite(t *testing.T) {
 		t.Errorf("after Exit: %+v", list[0])
 	}
 	var texts []string
-	e.Logs(t.Context(), "u1", 9, false, func(l engine.LogLine) error { texts = append(texts, l.Text); return nil })
+	e.Logs(t.Context(), "u1", engine.LogQuery{Lines: 9}, func(l engine.LogLine) error { texts = append(texts, l.Text); return nil })
 	if !slices.Equal(texts, []string{"hello"}) {
 		t.Errorf("logs %q", texts)
 	}
@@ -182,7 +186,7 @@ func TestLogsAreBounded(t *testing.T) {
 		e.Write(id, fmt.Sprint(n))
 	}
 	var texts []string
-	e.Logs(t.Context(), "u1", 5000, false, func(l engine.LogLine) error { texts = append(texts, l.Text); return nil })
+	e.Logs(t.Context(), "u1", engine.LogQuery{Lines: 5000}, func(l engine.LogLine) error { texts = append(texts, l.Text); return nil })
 	if len(texts) != 1000 || texts[0] != "500" || texts[999] != "1499" {
 		t.Errorf("%d lines from %s", len(texts), texts[0])
 	}
@@ -218,7 +222,7 @@ func TestFollowGoesOnAfterForget(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	seen := make(chan string, 1)
-	go e.Logs(ctx, "u1", 9, true, func(l engine.LogLine) error { seen <- l.Text; return nil })
+	go e.Logs(ctx, "u1", engine.LogQuery{Lines: 9, Follow: true}, func(l engine.LogLine) error { seen <- l.Text; return nil })
 	for range 2 {
 		if err := e.Apply(ctx, web); err != nil {
 			t.Fatal(err)

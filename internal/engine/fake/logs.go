@@ -51,19 +51,21 @@ func (j *journal) after(next int) ([]engine.LogLine, int, <-chan struct{}) {
 
 // Logs is part of engine.Engine. Of an app the last 1000 lines are kept. A
 // call that follows an app goes on after Forget with what comes then.
-func (e *Engine) Logs(ctx context.Context, app string, n int, follow bool, yield func(engine.LogLine) error) error {
+func (e *Engine) Logs(ctx context.Context, app string, q engine.LogQuery, yield func(engine.LogLine) error) error {
 	e.mu.Lock()
 	j := e.logs[app]
-	if j == nil && follow {
+	if j == nil && q.Follow {
 		j = e.journalOf(app)
 	}
 	if j == nil {
 		e.mu.Unlock()
 		return ctx.Err()
 	}
-	lines, next, more := j.after(j.first + len(j.lines) - max(n, 0))
+	lines, next, more := j.after(0)
 	e.mu.Unlock()
-	if follow {
+	lines = slices.DeleteFunc(lines, func(l engine.LogLine) bool { return !q.Wants(l) })
+	lines = lines[max(0, len(lines)-max(q.Lines, 0)):]
+	if q.Follow {
 		lines = append(lines, engine.LogLine{})
 	}
 	for {
@@ -75,7 +77,7 @@ func (e *Engine) Logs(ctx context.Context, app string, n int, follow bool, yield
 				return err
 			}
 		}
-		if !follow {
+		if !q.Follow {
 			return nil
 		}
 		select {
@@ -89,5 +91,14 @@ func (e *Engine) Logs(ctx context.Context, app string, n int, follow bool, yield
 		}
 		lines, next, more = j.after(next)
 		e.mu.Unlock()
+		lines = slices.DeleteFunc(lines, func(l engine.LogLine) bool { return !q.Wants(l) })
 	}
+}
+
+// Collect is part of engine.Engine: there are no images here.
+func (e *Engine) Collect(context.Context, string, func(engine.Image) bool) error { return nil }
+
+// Usage is part of engine.Engine: nothing is on the disk.
+func (e *Engine) Usage(context.Context) (engine.Usage, error) {
+	return engine.Usage{Apps: map[string]engine.AppUsage{}}, nil
 }

@@ -28,7 +28,7 @@ func (e *Engine) Reset() {
 	for app := range e.logs {
 		e.forget(app)
 	}
-	e.chaos, e.probe, e.programOf = Chaos{}, nil, nil
+	e.chaos, e.probe, e.programOf, e.fetch, e.room = Chaos{}, nil, nil, nil, plenty
 }
 
 // SetChaos sets the failure rates for all actions to come.
@@ -74,6 +74,13 @@ func (e *Engine) SetPrograms(f func(engine.Process) (Program, error)) {
 	e.programOf = f
 }
 
+// SetFetch says what Fetch does; nil is as at first.
+func (e *Engine) SetFetch(f func(p engine.Process, say func(string)) (digest string, err error)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.fetch = f
+}
+
 // Exit ends the process of a running instance: it is crashed, for the reason
 // given. It is false when there is no such running instance.
 func (e *Engine) Exit(id, reason string) bool {
@@ -112,4 +119,11 @@ func (e *Engine) byID(id string) *instance {
 		}
 	}
 	return nil
+}
+
+// SetRoom says how much memory there is; at first there is more than enough.
+func (e *Engine) SetRoom(r engine.Room) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.room = r
 }

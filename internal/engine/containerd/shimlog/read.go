@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -51,45 +52,111 @@ type Reader struct {
 	off  int64
 }
 
-// Open opens the log at path, to be read from its start.
-func Open(path string) (*Reader, error) {
+// Open opens the log at path, to be read from an offset in bytes.
+func Open(path string, offset int64) (*Reader, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{path: path, file: f}, nil
+	return &Reader{path: path, file: f, off: offset}, nil
+}
+
+// Current is the name of the log that a file belongs to, which may be the
+// predecessor of its file.
+func Current(name string) string { return strings.TrimSuffix(name, oldSuffix) }
+
+// Note adds a line of the platform's own to the log at path, if there is one: that the process
+// behind it has ended, say. It is whole whoever else writes.
+func Note(path, text string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Write(noteLine(text))
+	return err
 }
 
 // Close releases the file.
 func (r *Reader) Close() error { return r.file.Close() }
 
-// Last returns the last n lines, oldest first, and goes to the end.
-func (r *Reader) Last(n int) ([]Line, error) {
+// Past returns what the log holds so far, to be read from the end. More goes on
+// behind it.
+func (r *Reader) Past() (*Past, error) {
 	end, err := lineEnd(r.file)
 	if err != nil {
 		return nil, err
 	}
 	r.off = end
-	lines, err := lastLines(r.file, end, n)
-	if err != nil || len(lines) == n {
-		return lines, err
+	return &Past{path: r.path, file: r.file, end: end}, nil
+}
+
+// Past is a log read backwards. It is not safe for concurrent use.
+type Past struct {
+	path  string
+	file  *os.File
+	end   int64 // what is behind it was returned, or is in lines
+	lines []Line
+	older bool // file is the predecessor, and ours
+}
+
+// Prev returns the line before that of the last call; false is the log's
+// beginning.
+func (p *Past) Prev() (Line, bool, error) {
+	for len(p.lines) == 0 {
+		if p.end == 0 {
+			if ok, err := p.turn(); !ok || err != nil {
+				return Line{}, false, err
+			}
+			continue
+		}
+		// A block from the start of a line; longer if one line is.
+		start, err := newlineBefore(p.file, max(0, p.end-readBlock))
+		if err != nil {
+			return Line{}, false, err
+		}
+		block := make([]byte, p.end-start)
+		if _, err := p.file.ReadAt(block, start); err != nil && err != io.EOF {
+			return Line{}, false, err
+		}
+		p.lines, p.end = parseAll(block), start
 	}
-	before, err := os.Open(r.path + oldSuffix)
+	last := p.lines[len(p.lines)-1]
+	p.lines = p.lines[:len(p.lines)-1]
+	return last, true, nil
+}
+
+// turn goes on with the predecessor.
+func (p *Past) turn() (bool, error) {
+	if p.older {
+		return false, nil
+	}
+	before, err := os.Open(p.path + oldSuffix)
 	if errors.Is(err, os.ErrNotExist) {
-		return lines, nil
+		return false, nil
 	}
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	defer before.Close()
-	if same(before, r.file) { // turned over since Open
-		return lines, nil
+	if same(before, p.file) { // turned over since Open
+		return false, before.Close()
 	}
-	if end, err = lineEnd(before); err != nil {
-		return nil, err
+	if p.end, err = lineEnd(before); err != nil {
+		before.Close()
+		return false, err
 	}
-	older, err := lastLines(before, end, n-len(lines))
-	return append(older, lines...), err
+	p.file, p.older = before, true
+	return true, nil
+}
+
+// Close releases what Prev has opened.
+func (p *Past) Close() {
+	if p.older {
+		p.file.Close()
+	}
 }
 
 // More returns lines that were appended since, at most some: ask again until
@@ -173,23 +240,4 @@ func newlineBefore(f io.ReaderAt, end int64) (int64, error) {
 		end = start
 	}
 	return 0, nil
-}
-
-// lastLines returns the last n lines in front of end, which is behind a newline.
-func lastLines(f io.ReaderAt, end int64, n int) ([]Line, error) {
-	var lines []Line
-	for end > 0 && len(lines) < n {
-		// A block from the start of a line; longer if one line is.
-		start, err := newlineBefore(f, max(0, end-readBlock))
-		if err != nil {
-			return nil, err
-		}
-		block := make([]byte, end-start)
-		if _, err := f.ReadAt(block, start); err != nil && err != io.EOF {
-			return nil, err
-		}
-		lines = append(parseAll(block), lines...)
-		end = start
-	}
-	return lines[max(0, len(lines)-n):], nil
 }

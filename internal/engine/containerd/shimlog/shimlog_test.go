@@ -28,16 +28,37 @@ func write(t *testing.T, path, stdout, stderr string) {
 
 func last(t *testing.T, path string, n int) []Line {
 	t.Helper()
-	r, err := Open(path)
+	r, err := Open(path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	lines, err := r.Last(n)
+	lines, err := lastOf(r, n)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return lines
+}
+
+// lastOf reads the last n lines of a log, oldest first.
+func lastOf(r *Reader, n int) (lines []Line, err error) {
+	p, err := r.Past()
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	for len(lines) < n {
+		l, ok, err := p.Prev()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			break
+		}
+		lines = append(lines, l)
+	}
+	slices.Reverse(lines)
+	return lines, nil
 }
 
 func TestCopy(t *testing.T) {
@@ -94,12 +115,12 @@ func TestStreams(t *testing.T) {
 func TestTurnOver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "first\n", "")
-	r, err := Open(path)
+	r, err := Open(path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if got, err := r.Last(5); err != nil || len(got) != 1 {
+	if got, err := lastOf(r, 5); err != nil || len(got) != 1 {
 		t.Fatal(got, err)
 	}
 	const count = 250_000

@@ -16,8 +16,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
-)
+	"time")
 
 const (
 	// SegmentSize bounds a file; with its predecessor a log takes twice that.
@@ -44,6 +43,8 @@ const (
 const (
 	streamOut = 'o'
 	streamErr = 'e'
+	// notePrefix begins the lines that no instance wrote (engine.Engine, Logs).
+	notePrefix = "deis: "
 )
 
 // batch is some whole lines in the form of the file.
@@ -176,11 +177,13 @@ func (w *writer) note() {
 	if n == 0 {
 		return
 	}
-	line := fmt.Sprintf("%s %c deis: %d lines are missing here, because the log could not be written\n",
-		time.Now().UTC().Format(timeLayout), streamErr, n)
-	if w.append([]byte(line)) != nil {
+	if w.append(noteLine(fmt.Sprintf("%d lines are missing here, because the log could not be written", n))) != nil {
 		w.dropped.Add(n)
 	}
+}
+
+func noteLine(text string) []byte {
+	return fmt.Appendf(nil, "%s %c %s%s\n", time.Now().UTC().Format(timeLayout), streamErr, notePrefix, text)
 }
 
 func (w *writer) append(text []byte) error {

@@ -1,0 +1,118 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/paas"
+)
+
+// imageEngine is an engine with images, which is all that is asked of it.
+type imageEngine struct {
+	engine.Engine
+	images map[string]time.Time // by digest
+	usage  engine.Usage
+}
+
+func (e *imageEngine) Collect(_ context.Context, _ string, keep func(engine.Image) bool) error {
+	for d, at := range maps.Clone(e.images) {
+		if !keep(engine.Image{Name: "deis.internal/apps/x@" + d, Digest: d, Updated: at}) {
+			delete(e.images, d)
+		}
+	}
+	return nil
+}
+
+func (e *imageEngine) Usage(context.Context) (engine.Usage, error) { return e.usage, nil }
+
+func digestOf(n int) string { return fmt.Sprintf("sha256:%064d", n) }
+
+// TestCollect: the images of the last releases stay, those of builds not
+// released yet, and those that nobody knows while they are young.
+func TestCollect(t *testing.T) {
+	p := newPlatform(t)
+	alice, builder := p.user("alice"), p.builder()
+	alice.app("shop")
+	app, err := p.s.store.AppByID(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const builds = 6
+	for n := 1; n <= builds; n++ {
+		builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
+			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
+			Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
+		})
+	}
+	later := paas.Build{App: app.UUID, Owner: "alice", Image: paas.LocalImages + app.UUID + ":git-later", Digest: digestOf(7), SHA: "7"}
+	if err := p.s.store.CreateBuild(t.Context(), &later); err != nil {
+		t.Fatal(err)
+	}
+	e := &imageEngine{Engine: p.engine, images: map[string]time.Time{}}
+	for n := 1; n <= 7; n++ {
+		e.images[digestOf(n)] = time.Now()
+	}
+	e.images[digestOf(8)] = time.Now()                      // being posted
+	e.images[digestOf(9)] = time.Now().Add(-2 * strayImage) // never was
+	s := &server{cfg: Config{Disk: DiskLimits{Releases: 3}}, store: p.s.store, engine: e}
+	want := func(nums ...int) {
+		t.Helper()
+		if err := s.collect(t.Context(), app); err != nil {
+			t.Fatal(err)
+		}
+		var list []string
+		for _, n := range nums {
+			list = append(list, digestOf(n))
+		}
+		if got := slices.Sorted(maps.Keys(e.images)); !slices.Equal(got, list) {
+			t.Errorf("left are %v, want %v", got, list)
+		}
+	}
+	want(4, 5, 6, 7, 8)
+	// v1 has no build, v7 is the newest: a rollback makes v8 of v5's.
+	alice.want(201, "POST", "/v1/apps/shop/releases/rollback", `{"version":5}`)
+	want(4, 5, 6, 7, 8)
+	alice.want(201, "POST", "/v1/apps/shop/config", `{"values":{"A":"1"}}`)
+	alice.want(201, "POST", "/v1/apps/shop/config", `{"values":{"A":"2"}}`)
+	want(4, 7, 8) // the last three releases all have build 4
+}
+
+// TestDiskBudgets: pushes are refused before they are built.
+func TestDiskBudgets(t *testing.T) {
+	p := newPlatform(t)
+	alice, builder := p.user("alice"), p.builder()
+	alice.app("shop")
+	app, err := p.s.store.AppByID(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &imageEngine{Engine: p.engine, usage: engine.Usage{
+		Images: 3 << 30, Apps: map[string]engine.AppUsage{app.UUID: {Images: 1 << 30, Logs: 1 << 29}},
+	}}
+	want := func(limits DiskLimits, text string) {
+		t.Helper()
+		s := &server{cfg: Config{Root: p.dir, Disk: limits}, engine: e}
+		err := s.checkDisk(t.Context(), app)
+		if text == "" && err != nil || text != "" && (paas.CodeOf(err) != paas.Conflict || !strings.Contains(err.Error(), text)) {
+			t.Errorf("%+v: %v, want %q", limits, err, text)
+		}
+	}
+	want(DiskLimits{}, "")
+	want(DiskLimits{App: 2 << 30, Platform: 4 << 30}, "")
+	want(DiskLimits{App: 1 << 30}, "shop takes 1.5G of disk, and an app may take 1.0G.")
+	want(DiskLimits{Platform: 2 << 30}, "The platform's apps take 3.5G of disk, and may take 2.0G.")
+	want(DiskLimits{Reserve: 1 << 60}, "The platform's disk is full: ")
+	alice.says(`{"images":0,"logs":0,"limit":0}`, 200, "GET", "/v1/apps/shop/disk", nil)
+	var all api.DiskHookAnswer
+	builder.json(&all, 200, "GET", "/v1/hooks/disk", nil)
+	if all.Size == 0 || all.Free == 0 || all.Reserve == 0 || len(all.Apps) != 1 || all.Apps[0].App != "shop" {
+		t.Errorf("%+v", all)
+	}
+}
