@@ -41,10 +41,16 @@ lint: ## formatting, vet and golangci-lint
 bench-push: deps build ## time the stages of a one-line push beside the bare engine calls
 	@scripts/bench-push "$(BIN)" "$(ROOT)"
 
+bench-rollout: deps build ## time rollouts and rollbacks of 1, 10 and 50 instances beside the bare engine calls
+	@scripts/bench-rollout "$(BIN)" "$(ROOT)"
+
+bench-scale: deps build ## bring up 300 instances; then what idle daemons take of CPU and memory
+	@scripts/bench-scale "$(BIN)" "$(ROOT)"
+
 bench-api: ## requests a second and p99 of the API with 1, 100 and 1,000 apps
 	@scripts/bench-api
 
 fuzz: ## run every fuzz target for FUZZTIME (60s)
 	@scripts/fuzz
 
-.PHONY: help deps build base-images demo stop clean test lint bench-push bench-api fuzz
+.PHONY: help deps build base-images demo stop clean test lint bench-push bench-rollout bench-scale bench-api fuzz

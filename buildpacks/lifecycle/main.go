@@ -59,7 +59,7 @@ type paths struct {
 
 var inBuildKit = paths{
 	request:     "/deis/request.json",
-	platform:    "/platform",
+	platform:    "/deis/platform",
 	app:         "/workspace",
 	layers:      "/layers",
 	output:      "/deis/output",

@@ -1,6 +1,7 @@
 // Command builder receives git pushes, builds them and hands the builds to the
-// controller. Its program has two more roles, asked for by the first argument:
-// buildkitd serves builds, base-images makes the images that they start from.
+// controller. Its program has more roles, asked for by the first argument: buildkitd serves
+// builds, base-images makes the images that they start from, builders lists, shows and makes builder
+// images, rebase puts apps on a newer base image.
 package main
 
 import (
@@ -24,9 +25,13 @@ func main() {
 	case "buildkitd":
 		daemon.Main(role, args, buildkitd.Main)
 	case "base-images":
-		daemon.Main(role, args, builder.BaseImages)
+		daemon.Command(role, args, builder.BaseImages)
+	case "builders":
+		daemon.Command(role, args, builder.Builders)
+	case "rebase":
+		daemon.Command(role, args, builder.Rebase)
 	default:
-		fmt.Fprintf(os.Stderr, "builder: unknown role %q: it has buildkitd and base-images\n", role)
+		fmt.Fprintf(os.Stderr, "builder: unknown role %q: it has buildkitd, base-images, builders and rebase\n", role)
 		os.Exit(2)
 	}
 }

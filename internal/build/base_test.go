@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/deis/deis/internal/build"
 )
 
 // TestBaseImages also builds the examples, which is what deis/build is for.
@@ -15,14 +13,15 @@ func TestBaseImages(t *testing.T) {
 	p := sharedPlatform(t)
 	var lines []string
 	log := func(line string) { lines = append(lines, line) }
-	if err := p.baseImages(t.Context(), log); err != nil {
+	names := []string{"deis/run", "deis/build"}
+	if err := p.baseImages(t.Context(), log, names...); err != nil {
 		t.Fatal(err)
 	}
 	if got := strings.Join(lines, "\n"); strings.Contains(got, "deis/run is there") || !strings.Contains(got, "       base image deis/build is there") {
 		t.Errorf("got:\n%s", got)
 	}
 	lines = nil
-	if err := p.baseImages(t.Context(), log); err != nil || len(lines) > 0 {
+	if err := p.baseImages(t.Context(), log, names...); err != nil || len(lines) > 0 {
 		t.Errorf("second time: %v, %q", err, lines)
 	}
 	if err := p.baseImages(t.Context(), log, "deis/other"); err == nil {
@@ -31,7 +30,7 @@ func TestBaseImages(t *testing.T) {
 
 	// Both images share the first layer.
 	layers := map[string][]string{}
-	for _, name := range build.BaseImageNames {
+	for _, name := range names {
 		img, err := p.client(t).GetImage(t.Context(), "docker.io/"+name+":latest")
 		if err != nil {
 			t.Fatal(err)
@@ -59,7 +58,7 @@ CMD ["true"]
 
 func TestExamples(t *testing.T) {
 	p := sharedPlatform(t)
-	if err := p.baseImages(t.Context(), func(string) {}); err != nil {
+	if err := p.baseImages(t.Context(), func(string) {}, "deis/run", "deis/build"); err != nil {
 		t.Fatal(err)
 	}
 	hello := mustBuild(t, newRepo(t), "app-hello", example(t, "hello"))

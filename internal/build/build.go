@@ -3,7 +3,6 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -29,6 +29,9 @@ import (
 
 const (
 	maxDockerfile = 1 << 20
+
+	// contextName is that of the pushed files; one for both strategies, so that BuildKit keeps them once.
+	contextName = "context"
 
 	// BuildKit may restart under us: a build waits for it so long before it starts.
 	connectWait  = 20 * time.Second
@@ -66,6 +69,9 @@ func New(ctx context.Context, opts Options) (*Builder, error) {
 	if strings.HasPrefix(address, "/") {
 		address = "unix://" + address
 	}
+	if _, err := readCertificates(opts.CAFile); err != nil {
+		return nil, err
+	}
 	quick := backoff.Config{BaseDelay: connectRetry, Multiplier: 1.5, MaxDelay: 5 * connectRetry}
 	c, err := client.New(ctx, address, client.WithGRPCDialOption(
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: connectWait})))
@@ -76,11 +82,17 @@ func New(ctx context.Context, opts Options) (*Builder, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	if err := openGroups(opts); err != nil {
+		return nil, errors.Join(err, c.Close(), images.Close())
+	}
 	return &Builder{opts: opts, client: c, images: images}, nil
 }
 
 // Close ends the connections.
-func (b *Builder) Close() error { return errors.Join(b.client.Close(), b.images.Close()) }
+func (b *Builder) Close() error {
+	closeGroups(b.opts)
+	return errors.Join(b.client.Close(), b.images.Close())
+}
 
 // Ready waits until BuildKit answers, at most for as long as a restart takes.
 // Its error has code paas.Unavailable.
@@ -154,36 +166,74 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 	for _, note := range req.Tree.Notes {
 		say(indent + note)
 	}
-	procfile, err := checkTree(req.Tree)
+	p, err := choose(req, func(line string) { say(indent + line) })
 	if err != nil {
 		return nil, err
 	}
 	if err := b.Ready(ctx); err != nil {
 		return nil, err
 	}
-	say("-----> Building with the Dockerfile")
-	name := ImageName(req.App, req.Tree.Commit)
-	digest, err := b.solve(ctx, req, name, len(procfile) > 0, say)
+	var res *Result
+	err = b.guarded(ctx, req.App, req.Config, func(ctx context.Context, g *guard) error {
+		j := job{Builder: b, Request: req, plan: p, guard: g, say: say}
+		if res, err = j.run(ctx); err != nil {
+			return err
+		}
+		res.Provenance, err = j.provenance(res.Digest, start)
+		return err
+	})
 	if err != nil {
 		return nil, explain(ctx, err)
 	}
-	return &Result{
-		Image: name, Digest: digest, Strategy: paas.StrategyDockerfile, Procfile: procfile,
-		Log: log.String(), Duration: time.Since(start),
-	}, nil
+	res.Image, res.Strategy = ImageName(req.App, req.Tree.Commit), p.strategy
+	res.Log, res.Duration = log.String(), time.Since(start)
+	return res, nil
 }
 
-// checkTree refuses what cannot be built and returns the Procfile.
-func checkTree(t *Tree) (map[string]string, error) {
-	switch dockerfile, err := t.ReadFile("Dockerfile", maxDockerfile); {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, userErrorf("there is no Dockerfile in the root of the repository, and this platform builds from Dockerfiles only\n" + baseImagesHint)
-	case err != nil:
-		return nil, err
-	case len(bytes.TrimSpace(dockerfile)) == 0:
-		return nil, userErrorf("the Dockerfile is empty")
+// job is one build under way.
+type job struct {
+	*Builder
+	Request
+	plan  plan
+	guard *guard
+	say   func(line string)
+	// origin is for the provenance.
+	origin origin
+}
+
+func (j *job) run(ctx context.Context) (*Result, error) {
+	if j.plan.strategy == paas.StrategyDockerfile {
+		j.say("-----> Building with the Dockerfile")
+		return j.dockerfile(ctx)
 	}
-	return t.Procfile()
+	j.say("-----> Building with buildpacks")
+	return j.buildpacks(ctx)
+}
+
+// solve has BuildKit run a build and shows its progress. All that strangers wrote runs below it.
+func (j *job) solve(ctx context.Context, opt client.SolveOpt, build gateway.BuildFunc) (*client.SolveResponse, error) {
+	opt.SharedKey = cacheScope(j.App, j.Cache) // BuildKit keeps the last context of each key, and fetches what changed
+	events := make(chan *client.SolveStatus)
+	var answer *client.SolveResponse
+	var own error // BuildKit hands on only the text of what build returns
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		answer, err = j.client.Build(ctx, opt, "deis", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+			res, err := build(ctx, c)
+			own = err
+			return res, err
+		}, events)
+		return err
+	})
+	show(events, j.say, func(status *client.SolveStatus) {
+		j.guard.output()
+		j.origin.observe(status)
+	})
+	err := group.Wait()
+	if known, ok := errors.AsType[*paas.Error](own); ok {
+		return nil, known
+	}
+	return answer, err
 }
 
 // Procfile returns the process types that the commit declares; never nil
@@ -199,13 +249,12 @@ func (t *Tree) Procfile() (map[string]string, error) {
 	return ParseProcfile(data)
 }
 
-// solve runs the Dockerfile frontend and exports the image; it returns the digest.
-func (b *Builder) solve(ctx context.Context, req Request, name string, hasProcfile bool, say func(string)) (string, error) {
+// dockerfile runs the Dockerfile frontend and exports the image.
+func (j *job) dockerfile(ctx context.Context) (*Result, error) {
 	opt := client.SolveOpt{
-		LocalMounts: map[string]fsutil.FS{"context": req.Tree, "dockerfile": req.Tree},
-		SharedKey:   "app/" + req.App, // BuildKit keeps the last context of each key, and fetches what changed
+		LocalMounts: map[string]fsutil.FS{contextName: j.plan.tree, "dockerfile": j.plan.tree},
 		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
-			string(exptypes.OptKeyName):             name,
+			string(exptypes.OptKeyName):             ImageName(j.App, j.Tree.Commit),
 			string(exptypes.OptKeyUnpack):           "true",
 			string(exptypes.OptKeyPush):             "false",
 			string(exptypes.OptKeyLayerCompression): "uncompressed",
@@ -218,35 +267,29 @@ func (b *Builder) solve(ctx context.Context, req Request, name string, hasProcfi
 		// does not fetch another one.
 		"cmdline": "dockerfile.v0",
 		// Cache mounts with equal ids are shared within an app, not between apps.
-		"build-arg:BUILDKIT_CACHE_MOUNT_NS": req.App,
+		"build-arg:BUILDKIT_CACHE_MOUNT_NS": cacheScope(j.App, j.Cache),
+		"cgroup-parent":                     j.guard.cgroupParent(),
 	}}
-	build := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+	answer, err := j.solve(ctx, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		res, err := c.Solve(ctx, frontend)
 		if err != nil {
 			return nil, err
 		}
-		return res, finishConfig(res, req, hasProcfile)
-	}
-	events := make(chan *client.SolveStatus)
-	var answer *client.SolveResponse
-	var group errgroup.Group
-	group.Go(func() (err error) {
-		answer, err = b.client.Build(ctx, opt, "deis", build, events)
-		return err
+		return res, j.finishDockerfile(res)
 	})
-	show(events, say)
-	if err := group.Wait(); err != nil {
-		return "", err
+	if err != nil {
+		return nil, err
 	}
 	digest := answer.ExporterResponse[exptypes.ExporterImageDigestKey]
 	if digest == "" {
-		return "", errors.New("BuildKit reported no digest of the image")
+		return nil, errors.New("BuildKit reported no digest of the image")
 	}
-	return digest, nil
+	return &Result{Digest: digest, Procfile: j.plan.procfile}, nil
 }
 
-// show renders events until BuildKit closes the channel.
-func show(events <-chan *client.SolveStatus, say func(string)) {
+// show renders events until BuildKit closes the channel. It calls seen at each: a line that says that a step
+// still runs is no sign of life.
+func show(events <-chan *client.SolveStatus, say func(string), seen func(*client.SolveStatus)) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	p := newProgress(say, time.Now())
@@ -256,6 +299,7 @@ func show(events <-chan *client.SolveStatus, say func(string)) {
 			if !ok {
 				return
 			}
+			seen(status)
 			p.update(status, time.Now())
 		case now := <-tick.C:
 			p.tick(now)
@@ -263,30 +307,34 @@ func show(events <-chan *client.SolveStatus, say func(string)) {
 	}
 }
 
-// finishConfig adds the commit to the image's configuration. The steps of the
+// finishDockerfile adds the commit to the image's configuration. The steps of the
 // Dockerfile do not see it, so it spoils no cache.
-func finishConfig(res *gateway.Result, req Request, hasProcfile bool) error {
+func (j *job) finishDockerfile(res *gateway.Result) error {
 	var image dockerspec.DockerOCIImage
 	if err := json.Unmarshal(res.Metadata[exptypes.ExporterImageConfigKey], &image); err != nil {
 		return fmt.Errorf("image configuration: %w", err)
 	}
-	c := &image.Config
-	if len(c.Cmd) == 0 && len(c.Entrypoint) == 0 && !hasProcfile {
+	if len(image.Config.Cmd) == 0 && len(image.Config.Entrypoint) == 0 && len(j.plan.procfile) == 0 {
 		return userErrorf("the image has no command to run: add CMD to the Dockerfile, or a Procfile with a line \"web: command\"")
 	}
-	c.Env = slices.DeleteFunc(c.Env, func(kv string) bool { return strings.HasPrefix(kv, "GIT_SHA=") })
-	c.Env = append(c.Env, "GIT_SHA="+req.Tree.Commit)
-	if c.Labels == nil {
-		c.Labels = map[string]string{}
-	}
-	c.Labels["org.opencontainers.image.revision"] = req.Tree.Commit
-	c.Labels["deis.app"] = req.App
+	j.mark(&image.Config.ImageConfig)
 	data, err := json.Marshal(image)
 	if err != nil {
 		return fmt.Errorf("image configuration: %w", err)
 	}
 	res.AddMeta(exptypes.ExporterImageConfigKey, data)
 	return nil
+}
+
+// mark adds the commit and the app to an image's configuration.
+func (j *job) mark(c *ocispec.ImageConfig) {
+	c.Env = slices.DeleteFunc(c.Env, func(kv string) bool { return strings.HasPrefix(kv, "GIT_SHA=") })
+	c.Env = append(c.Env, "GIT_SHA="+j.Tree.Commit)
+	if c.Labels == nil {
+		c.Labels = map[string]string{}
+	}
+	c.Labels[ocispec.AnnotationRevision] = j.Tree.Commit
+	c.Labels["deis.app"] = j.App
 }
 
 const leftOut = indent + "[the beginning is left out]\n"

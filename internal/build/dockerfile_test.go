@@ -41,6 +41,12 @@ func mustBuild(t *testing.T, r *repo, app string, files map[string]string) built
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
+	return p.inspect(t, res, log)
+}
+
+// inspect checks that an image is in the store and reads it.
+func (p *platform) inspect(t *testing.T, res *build.Result, log string) built {
+	t.Helper()
 	img, err := p.client(t).GetImage(t.Context(), res.Image)
 	if err != nil {
 		t.Fatal(err)
@@ -220,9 +226,9 @@ func TestRefusals(t *testing.T) {
 		want  string // beginning of the error; "..." stands for anything
 		log   string
 	}{
-		{"no Dockerfile", map[string]string{"Procfile": "web: x\n"}, "there is no Dockerfile in the root of the repository", ""},
-		{"Dockerfile elsewhere", map[string]string{"docker/Dockerfile": hello}, "there is no Dockerfile in the root", ""},
-		{"Dockerfile is a directory", map[string]string{"Dockerfile/x": hello}, "there is no Dockerfile in the root", ""},
+		{"no Dockerfile and no builder", map[string]string{"Procfile": "web: x\n"}, "the builder image deis/builder:latest is not on this machine, and its registry cannot be reached\nAsk the operator", ""},
+		{"Dockerfile elsewhere", map[string]string{"docker/Dockerfile": hello}, "the builder image", ""},
+		{"Dockerfile is a directory", map[string]string{"Dockerfile/x": hello}, "the builder image", ""},
 		{"empty Dockerfile", map[string]string{"Dockerfile": "\n"}, "the Dockerfile is empty", ""},
 		{"large Dockerfile", map[string]string{"Dockerfile": strings.Repeat("#\n", 1<<20)}, "Dockerfile has 2097152 bytes; the limit is 1048576", ""},
 		{"Procfile", map[string]string{"Dockerfile": hello, "Procfile": "web:\n  - x\n"}, "Procfile line 1: the command of \"web\" is not one text", ""},

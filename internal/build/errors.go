@@ -22,9 +22,11 @@ var (
 	missingFile  = regexp.MustCompile(`failed to calculate checksum of ref [^\s]+: ("[^"]*": not found)`)
 	// brokenConnection is to BuildKit or, seen by BuildKit, to containerd.
 	brokenConnection = regexp.MustCompile(`error reading from server: |connection error: desc = "|grpc: the client connection is closing`)
-	parseError       = regexp.MustCompile(`^dockerfile parse error on line [0-9]+: `)
+	// forbidden is an address that buildkitd does not fetch from.
+	forbidden  = regexp.MustCompile(`(?:dial tcp|git repository on) (\S+): builds may not reach this address`)
+	parseError = regexp.MustCompile(`^dockerfile parse error on line [0-9]+: `)
 	// noise is what each layer of BuildKit and gRPC puts in front.
-	noise = regexp.MustCompile(`^(failed to solve: |failed to run Build function: |rpc error: code = \w+ desc = |process ".*" did not complete successfully: )`)
+	noise = regexp.MustCompile(`^(failed to solve: |failed to run Build function: |failed to load cache key: |rpc error: code = \w+ desc = |process ".*" did not complete successfully: )`)
 )
 
 // explain turns BuildKit's error into one for the pusher: what failed, in which
@@ -40,11 +42,83 @@ func explain(ctx context.Context, err error) error {
 		return known
 	}
 	text := err.Error()
-	if grpcerrors.Code(err) == codes.Unavailable || brokenConnection.MatchString(text) {
+	if lostBuildKit(err) {
 		return &paas.Error{Code: paas.Unavailable, Message: "the build service stopped during the build; push again", Err: err}
 	}
 	line, instruction := where(err)
 	return &paas.Error{Code: paas.Invalid, Message: strings.TrimSpace(line + reason(err, text, instruction)), Err: err}
+}
+
+// Exit codes of the program that runs buildpacks: those of CNB's lifecycle (platform specification).
+const (
+	exitNothingFits  = 20
+	exitDetectFailed = 21
+	exitBuildFailed  = 51
+	exitKilled       = 137
+)
+
+// explainProgram turns the end of the program that runs buildpacks into an error for the pusher, who has seen its
+// output. Other errors it returns as they are.
+func explainProgram(err error) error {
+	exit, ok := errors.AsType[*gatewaypb.ExitError](err)
+	if !ok || exit.ExitCode == gatewaypb.UnknownExitStatus {
+		return err
+	}
+	text := fmt.Sprintf("the build failed (exit code %d)", exit.ExitCode)
+	switch exit.ExitCode {
+	case exitNothingFits:
+		text = "no buildpack fits these files; the lines above say what each looked for\n" +
+			"Add what one of them needs, or a Dockerfile, or name a buildpack: deis config:set " + configBuildpack + "=https://..."
+	case exitDetectFailed:
+		text = "a buildpack failed while it looked at the files"
+	case exitBuildFailed:
+		text = "a buildpack failed; its output is above"
+	case exitKilled:
+		text = killed("build")
+	}
+	return &paas.Error{Code: paas.Invalid, Message: text, Err: err}
+}
+
+func killed(what string) string {
+	return "the " + what + " was killed (exit code 137), often because it took too much memory"
+}
+
+// lostBuildKit reports whether the connection broke.
+func lostBuildKit(err error) bool {
+	return grpcerrors.Code(err) == codes.Unavailable || brokenConnection.MatchString(err.Error())
+}
+
+// missingBuilder explains why an image that every build needs cannot be had.
+func missingBuilder(err error, name string) error {
+	if paas.CodeOf(err) == paas.Invalid || lostBuildKit(err) {
+		return err
+	}
+	return &paas.Error{
+		Code: paas.Invalid, Err: err,
+		Message: fmt.Sprintf("the builder image %s %s\nAsk the operator of the platform for it (deisctl builders), name another in %s, or add a Dockerfile",
+			printable(name), whyMissing(err.Error()), configBuilder),
+	}
+}
+
+// cannotFetch explains why a buildpack of the pusher's choice is not there. Nothing of the original goes into the
+// chain of errors: it may quote credentials.
+func cannotFetch(s buildpackSource, err error) error {
+	if paas.CodeOf(err) == paas.Invalid || lostBuildKit(err) {
+		return err
+	}
+	why, text := "", err.Error()
+	_, ended := errors.AsType[*gatewaypb.ExitError](err)
+	switch {
+	case strings.Contains(text, "executable file not found"): // runc starts no process
+		why = "the builder image has no program that unpacks it; use a .tgz archive"
+	case ended:
+		why = "it cannot be unpacked"
+	case s.kind == sourceImage:
+		why = "the image " + whyMissing(text)
+	default:
+		why = clip(printable(s.redact(bare(text))), 2*maxName)
+	}
+	return &paas.Error{Code: paas.Invalid, Message: fmt.Sprintf("cannot fetch the buildpack %s: %s", s, why)}
 }
 
 // where returns "Dockerfile line 3: " and the instruction there, both empty when
@@ -73,10 +147,13 @@ func where(err error) (line, instruction string) {
 func reason(err error, text, instruction string) string {
 	if exit, ok := errors.AsType[*gatewaypb.ExitError](err); ok && exit.ExitCode != gatewaypb.UnknownExitStatus {
 		why := fmt.Sprintf("the command failed with exit code %d", exit.ExitCode)
-		if exit.ExitCode == 137 {
-			why = "the command was killed (exit code 137), often because it took too much memory"
+		if exit.ExitCode == exitKilled {
+			why = killed("command")
 		}
 		return instruction + "\n" + why
+	}
+	if m := forbidden.FindStringSubmatch(text); m != nil {
+		return instruction + "\nbuilds may not reach " + printable(m[1]) + ": it is this machine, something of the platform's, or link-local"
 	}
 	if m := missingImage.FindStringSubmatch(text); m != nil {
 		return fmt.Sprintf("the image %s %s\n%s", printable(familiar(m[1])), whyMissing(text), baseImagesHint)
@@ -87,11 +164,16 @@ func reason(err error, text, instruction string) string {
 	if strings.Contains(text, "no space left on device") {
 		return instruction + "\nthe disk of the build machine is full"
 	}
+	return clip(printable(bare(text)), 4*maxName)
+}
+
+// bare is an error's text without what each layer put in front.
+func bare(text string) string {
 	for stripped := ""; stripped != text; {
 		stripped = text
 		text = parseError.ReplaceAllString(noise.ReplaceAllString(text, ""), "")
 	}
-	return clip(printable(text), 4*maxName)
+	return text
 }
 
 // familiar is an image's name as people write it.

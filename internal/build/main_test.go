@@ -33,6 +33,7 @@ type platform struct {
 	buildkitd  *exec.Cmd
 	buildkit   string
 	builder    *build.Builder
+	ca         *authority // that builds trust
 }
 
 // roleEnv makes this test binary the role.
@@ -67,6 +68,10 @@ func TestMain(m *testing.M) {
 		daemon.Main("buildkitd", os.Args[1:], buildkitd.Main)
 		return
 	}
+	if os.Getenv(appEnv) != "" {
+		fmt.Fprintln(os.Stderr, runApp())
+		os.Exit(1)
+	}
 	code := m.Run()
 	if shared.p != nil {
 		shared.p.close()
@@ -90,6 +95,9 @@ func startPlatform() (_ *platform, err error) {
 	if err := p.startContainerd(); err != nil {
 		return nil, err
 	}
+	if p.ca, err = newAuthority(filepath.Join(p.dir, "ca.pem")); err != nil {
+		return nil, err
+	}
 	p.buildkit = filepath.Join(p.dir, "b.sock")
 	if err := p.startBuildkit(); err != nil {
 		return nil, err
@@ -98,7 +106,7 @@ func startPlatform() (_ *platform, err error) {
 	if err := p.baseImages(ctx, func(line string) { fmt.Println(line) }, "deis/run"); err != nil {
 		return nil, err
 	}
-	p.builder, err = build.New(ctx, build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "/build"})
+	p.builder, err = build.New(ctx, build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "/build", Secret: []byte("test")})
 	return p, err
 }
 
@@ -156,7 +164,8 @@ func (p *platform) startBuildkit() error {
 	if err != nil {
 		return err
 	}
-	p.buildkitd = exec.CommandContext(context.Background(), self, "--root", p.dir, "--buildkit-address", p.buildkit, "--containerd-address", p.socket, "--log-level", "warn")
+	p.buildkitd = exec.CommandContext(context.Background(), self, "--root", p.dir, "--buildkit-address", p.buildkit, "--containerd-address", p.socket, "--log-level", "warn",
+		"--build-ca-file", p.ca.file)
 	p.buildkitd.Env = append(os.Environ(), roleEnv+"=1")
 	p.buildkitd.Stdout, p.buildkitd.Stderr = log, log
 	return startBound(p.buildkitd)
@@ -212,6 +221,7 @@ func (r *repo) git(stdin string, args ...string) string {
 	r.t.Helper()
 	cmd := exec.CommandContext(r.t.Context(), "git", append([]string{"--git-dir", r.dir}, args...)...)
 	cmd.Env = append(os.Environ(), "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b",
+		"GIT_AUTHOR_DATE=2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE=2026-01-01T00:00:00Z", // equal files are an equal commit
 		"GIT_INDEX_FILE="+filepath.Join(r.dir, "index"))
 	cmd.Stdin = strings.NewReader(stdin)
 	var stderr bytes.Buffer
@@ -229,6 +239,7 @@ func (r *repo) commit(files map[string]string) string {
 	r.t.Helper()
 	r.git("", "read-tree", "--empty")
 	var index strings.Builder
+	hashes := map[string]string{}
 	for name, content := range files {
 		mode := "100644"
 		if m, rest, ok := strings.Cut(name, ":"); ok {
@@ -236,7 +247,10 @@ func (r *repo) commit(files map[string]string) string {
 		}
 		hash := content
 		if mode != "160000" {
-			hash = r.git(content, "hash-object", "-w", "--stdin")
+			if hashes[content] == "" {
+				hashes[content] = r.git(content, "hash-object", "-w", "--stdin")
+			}
+			hash = hashes[content]
 		}
 		fmt.Fprintf(&index, "%s %s\t%s\x00", mode, hash, name)
 	}

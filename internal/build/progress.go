@@ -15,7 +15,10 @@ import (
 )
 
 const (
-	indent = "       " // contract 9.4
+	// What begins lines (contract 9.4): most, headings, and warnings.
+	indent  = "       "
+	heading = "-----> "
+	warning = " !     "
 	// startAfter is how long a silent step runs before its line is shown; steps that
 	// end sooner take one line, with their duration.
 	startAfter = time.Second
@@ -50,6 +53,7 @@ type step struct {
 	name     string // "[3/4] RUN make"
 	label    string // "[3/4]"
 	internal bool
+	plain    bool // its output is shown as it stands, without its name
 	started  time.Time
 	announced,
 	finished bool
@@ -92,6 +96,7 @@ func (p *progress) step(v *client.Vertex) *step {
 	if s == nil {
 		s = &step{name: clip(imageDigest.ReplaceAllString(printable(v.Name), ""), maxName), started: *v.Started}
 		s.internal = strings.HasPrefix(s.name, "[internal]")
+		s.plain = s.name == programStep
 		s.label = s.name
 		if i := strings.Index(s.name, "]"); strings.HasPrefix(s.name, "[") && i > 0 {
 			s.label = s.name[:i+1]
@@ -128,9 +133,17 @@ func (p *progress) log(s *step, l *client.VertexLog, now time.Time) {
 }
 
 func (p *progress) logLine(s *step, line []byte, now time.Time) {
-	text := printable(lastOverwrite(string(line)))
-	p.announce(s, now)
-	p.say(now, "%s", clip(text, maxLine))
+	text := clip(printable(lastOverwrite(string(line))), maxLine)
+	if !s.plain {
+		p.announce(s, now)
+	}
+	if s.plain && (strings.HasPrefix(text, heading) || strings.HasPrefix(text, warning)) {
+		p.out(text)
+		p.spoke, p.shown = now, s
+		return
+	}
+	p.say(now, "%s", text)
+	p.shown = s
 }
 
 // lastOverwrite is what a terminal would show of a line with carriage returns.
@@ -159,6 +172,11 @@ func (p *progress) finish(s *step, v *client.Vertex, now time.Time) {
 	case failed && strings.Contains(v.Error, "context canceled"):
 		return // because another one failed
 	case s.internal && !s.announced && !failed:
+		return
+	case s.plain && v.Cached:
+		p.say(now, "these files were built before with the same config: using that")
+		return
+	case s.plain: // it says itself what it does, and how it ends
 		return
 	case failed:
 		how = "failed " + how
@@ -190,7 +208,7 @@ func (p *progress) warn(w *client.VertexWarning, now time.Time) {
 func (p *progress) tick(now time.Time) {
 	running := slices.DeleteFunc(slices.Clone(p.order), func(s *step) bool { return s.finished })
 	for _, s := range running {
-		if !s.announced && !s.internal && now.Sub(s.started) >= startAfter {
+		if !s.announced && !s.internal && !s.plain && now.Sub(s.started) >= startAfter {
 			p.announce(s, now)
 		}
 	}

@@ -243,6 +243,37 @@ func (t *Tree) noteLFS() error {
 // Files is the number of files and directories.
 func (t *Tree) Files() int { return len(t.entries) }
 
+// Sub is the tree below a directory ("a/b"), as if it were a whole commit; fs.ErrNotExist where there is no such
+// directory. It shares the git process: closing the whole tree ends it.
+func (t *Tree) Sub(dir string) (*Tree, error) {
+	if i, ok := t.find(dir); !ok || t.entries[i].mode != gitTree {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: fs.ErrNotExist}
+	}
+	sub := &Tree{Commit: t.Commit, Notes: t.Notes, objects: t.objects}
+	for _, e := range t.entries {
+		if rest, ok := strings.CutPrefix(e.path, dir+"/"); ok {
+			e.path = rest
+			sub.entries = append(sub.entries, e)
+		}
+	}
+	return sub, nil
+}
+
+// Filter is the tree with only the files and links for which keep is true, and the directories that hold
+// them. It shares the git process.
+func (t *Tree) Filter(keep func(path string) bool) *Tree {
+	kept := map[string]bool{}
+	for _, e := range t.entries {
+		if e.mode != gitTree && keep(e.path) {
+			for p := e.path; p != "." && !kept[p]; p = path.Dir(p) {
+				kept[p] = true
+			}
+		}
+	}
+	some := slices.DeleteFunc(slices.Clone(t.entries), func(e entry) bool { return !kept[e.path] })
+	return &Tree{Commit: t.Commit, Notes: t.Notes, objects: t.objects, entries: some}
+}
+
 // find returns the index of a path, or where it would be.
 func (t *Tree) find(name string) (int, bool) {
 	return slices.BinarySearchFunc(t.entries, name, func(e entry, name string) int { return fsutil.ComparePath(e.path, name) })

@@ -102,6 +102,36 @@ func TestTreeWalkSkips(t *testing.T) {
 	}
 }
 
+func TestTreeParts(t *testing.T) {
+	r := newRepo(t)
+	tree := r.open(r.commit(map[string]string{"a/b/c": "1", "a/b/d": "2", "a/e": "3", "a-b": "4", "ab/x": "5", "120000:a/b/l": "../e", "160000:m": strings.Repeat("1", 40)}))
+	sub, err := tree.Sub("a/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if paths, _ := walk(t, sub, ""); !slices.Equal(paths, []string{"c", "d", "l"}) || sub.Commit != tree.Commit || len(sub.Notes) != 1 {
+		t.Errorf("got %q, notes %q", paths, sub.Notes)
+	}
+	if got, err := sub.ReadFile("d", 10); err != nil || string(got) != "2" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := sub.ReadFile("l", 10); !errors.Is(err, fs.ErrNotExist) { // it leads outside
+		t.Errorf("read through a link: %v", err)
+	}
+	for _, dir := range []string{"a/e", "nothing", "a/b/l"} {
+		if _, err := tree.Sub(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	some := tree.Filter(func(path string) bool { return strings.HasSuffix(path, "d") || path == "a-b" })
+	if paths, _ := walk(t, some, ""); !slices.Equal(paths, []string{"a", "a/b", "a/b/d", "a-b"}) {
+		t.Errorf("got %q", paths)
+	}
+	if tree.Files() != 10 {
+		t.Errorf("the whole tree has %d files now", tree.Files())
+	}
+}
+
 func TestTreeReads(t *testing.T) {
 	r := newRepo(t)
 	big := strings.Repeat("0123456789abcdef", 1<<20) // beyond git's streaming limit

@@ -57,6 +57,7 @@ type Config struct {
 // imageBuilder is what builds; build.Builder is one.
 type imageBuilder interface {
 	Build(ctx context.Context, req build.Request) (*build.Result, error)
+	Prune(ctx context.Context, current func(context.Context) (map[string]int64, error)) (freed int64, err error)
 }
 
 // Run receives pushes until ctx ends.
@@ -137,6 +138,10 @@ func (recorder) Build(_ context.Context, req build.Request) (*build.Result, erro
 	req.Log(line)
 	r.Log, r.Duration = line+"\n", time.Since(start)
 	return r, nil
+}
+
+func (recorder) Prune(context.Context, func(context.Context) (map[string]int64, error)) (int64, error) {
+	return 0, nil
 }
 
 // publicURL is where a domain is served: the port is part of it unless it is HTTP's own.

@@ -121,13 +121,14 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		stream(w, api.BuildEvent{Message: "web.1 starts"}, success(q.ReceiveRepo, version))
 	case "GET /v1/hooks/apps":
-		apps := []string{}
+		all := api.AppsHookAnswer{Apps: []string{}, Caches: map[string]int64{}}
 		for i := range 10 {
 			if uuid := uuidOf(fmt.Sprintf("app%d", i)); !s.gone[uuid] {
-				apps = append(apps, uuid)
+				all.Apps = append(all.Apps, uuid)
+				all.Caches[uuid] = int64(i)
 			}
 		}
-		answer(http.StatusOK, api.AppsHookAnswer{Apps: apps})
+		answer(http.StatusOK, all)
 	default:
 		s.t.Errorf("%s %s is no hook", r.Method, r.URL.Path)
 	}
@@ -184,6 +185,10 @@ var hostKeys = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if role := os.Getenv(roleEnv); role != "" {
+		runRole(role)
+		return
+	}
 	code := m.Run()
 	if dir, err := hostKeys(); err == nil {
 		os.RemoveAll(dir)
@@ -558,6 +563,19 @@ func TestStopDuringBuild(t *testing.T) {
 	gittest.Contains(t, f.Fails(f.Work("app1"), "push", "deis", "master"), " !     The builder is being stopped. Push again in a moment.")
 }
 
+// pruner notes what caches it is told of.
+type pruner struct {
+	recorder
+	caches map[string]int64
+	times  int
+}
+
+func (p *pruner) Prune(ctx context.Context, current func(context.Context) (map[string]int64, error)) (freed int64, err error) {
+	p.times++
+	p.caches, err = current(ctx)
+	return 1 << 20, err
+}
+
 func TestTidy(t *testing.T) {
 	f := start(t, nil)
 	for _, app := range []string{"app1", "app2"} {
@@ -570,7 +588,8 @@ func TestTidy(t *testing.T) {
 	}
 	server := httptest.NewServer(f.stub)
 	defer server.Close()
-	p := newPlatform(Config{Builds: 1}, &controller{&api.Client{URL: server.URL, BuilderKey: sharedKey}}, nil, repos)
+	images := &pruner{}
+	p := newPlatform(Config{Builds: 1, Log: slog.New(slog.DiscardHandler)}, &controller{&api.Client{URL: server.URL, BuilderKey: sharedKey}}, images, repos)
 	p.pushed[uuidOf("app2")] = true
 
 	f.with(func(s *stub) { s.gone, s.down = map[string]bool{uuidOf("app1"): true}, true })
@@ -589,5 +608,23 @@ func TestTidy(t *testing.T) {
 	}
 	if len(p.pushed) != 0 {
 		t.Error("not packed")
+	}
+	if _, ok := images.caches[uuidOf("app1")]; ok || images.caches[uuidOf("app2")] != 2 {
+		t.Errorf("caches %v", images.caches)
+	}
+	// Only what changed is a reason to prune again: an app that is gone, or a push, whose app may be.
+	for i, change := range []func(){
+		func() {},
+		func() { f.with(func(s *stub) { s.gone[uuidOf("app3")] = true }) },
+		func() { p.pushed[uuidOf("app2")] = true },
+	} {
+		before := images.times
+		change()
+		if err := p.tidy(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if pruned := images.times > before; pruned != (i > 0) {
+			t.Errorf("change %d: pruned %v", i, pruned)
+		}
 	}
 }

@@ -105,19 +105,16 @@ func (c *controller) config(ctx context.Context, repo api.RepoHook) (values map[
 	return values, answer.Cache, nil
 }
 
-func (c *controller) apps(ctx context.Context) (map[string]bool, error) {
+// caches returns the number of each app's build cache by the app's UUID: every app that exists has one.
+func (c *controller) caches(ctx context.Context) (map[string]int64, error) {
 	var answer api.AppsHookAnswer
 	if err := c.ask(ctx, http.MethodGet, "/v1/hooks/apps", nil, &answer); err != nil {
 		return nil, err
 	}
-	if answer.Apps == nil {
+	if answer.Caches == nil {
 		return nil, errors.New("the controller's answer lists no apps, not even none")
 	}
-	exist := map[string]bool{}
-	for _, uuid := range answer.Apps {
-		exist[uuid] = true
-	}
-	return exist, nil
+	return answer.Caches, nil
 }
 
 func (c *controller) healthy(ctx context.Context) error {

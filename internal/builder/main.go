@@ -3,11 +3,15 @@ package builder
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/deis/deis/internal/build"
+	"github.com/deis/deis/internal/build/builders"
 	"github.com/deis/deis/internal/daemon"
 )
 
@@ -22,10 +26,12 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	d.Enum(&cfg.Engine, "engine", "containerd", "containerd, or fake: builds are recorded, not built", "containerd", "fake")
 	d.Bytes(&cfg.MaxPush, "max-push-size", "1G", "bound of one push")
 	d.Int(&cfg.Builds, "builds", 2, 1, "how many builds run at a time")
-	store := containerdSettings(d)
+	store, limits := containerdSettings(d), limitSettings(d)
+	d.String(&cfg.Build.CAFile, "build-ca-file", "", "`path` of certificates (PEM) that builds trust too")
 	if err := parse(d, args, &cfg.Root); err != nil {
 		return err
 	}
+	cfg.Build.Limits = limits(cfg.Builds)
 	cfg.Build.ContainerdAddress, cfg.Build.Namespace = store(cfg.Root)
 	cfg.Build.CgroupParent = "/deis-" + daemon.PlatformID(cfg.Root) + "/build"
 	return Run(ctx, cfg)
@@ -34,18 +40,26 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 // BaseImages is the role that brings the base images into containerd's store. It ends when they are there.
 func BaseImages(ctx context.Context, d *daemon.Daemon, args []string) error {
 	var root string
+	var fresh bool
 	cfg := build.BaseConfig{Log: func(line string) { fmt.Println(line) }}
 	d.String(&root, "root", "/var/lib/deis", "`directory` of the platform's state")
 	store := containerdSettings(d)
 	d.String(&cfg.Cache, "cache", "", "`directory` of the layers, which platforms may share (default ROOT/cache/base)")
+	d.String(&cfg.Lifecycle, "lifecycle", "", "`directory` of the programs of buildpack builds (default lifecycle beside this program)")
+	d.Switch(&fresh, "fresh", "make the layers anew, from the newest Debian packages")
 	if err := parse(d, args, &root); err != nil {
 		return err
 	}
 	if cfg.Cache == "" {
 		cfg.Cache = filepath.Join(root, "cache", "base")
 	}
+	if fresh {
+		if err := os.Remove(filepath.Join(cfg.Cache, "recipe")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	cfg.ContainerdAddress, cfg.Namespace = store(root)
-	return build.BaseImages(ctx, cfg)
+	return builders.BaseImages(ctx, cfg)
 }
 
 // containerdSettings declares where containerd is; the function says it once the
@@ -57,6 +71,31 @@ func containerdSettings(d *daemon.Daemon) func(root string) (address, namespace 
 	return func(root string) (string, string) {
 		path := strings.TrimPrefix(cmp.Or(address, filepath.Join(root, "run", "containerd.sock")), "unix://")
 		return path, cmp.Or(namespace, "deis-"+daemon.PlatformID(root))
+	}
+}
+
+// limitSettings declares the limits of a build; the function says them once the settings are known. 0 is no limit,
+// and what is not set depends on the machine.
+func limitSettings(d *daemon.Daemon) func(builds int) build.Limits {
+	const unset = -1
+	def := build.DefaultLimits(1)
+	set := build.Limits{Memory: unset, CPU: unset}
+	var processes int
+	d.Bytes(&set.Memory, "build-memory", "", "memory of one build (default half of the machine's, shared by the builds at a time)")
+	d.Float(&set.CPU, "build-cpu", "", "cores of all builds together (default three quarters of the machine's)")
+	d.Bytes(&set.Disk, "build-disk", fmt.Sprintf("%dG", def.Disk>>30), "what one build may write")
+	d.Int(&processes, "build-processes", int(def.Processes), 0, "processes and threads of one build")
+	d.Duration(&set.Silence, "build-silence", def.Silence, "how long a build may show nothing")
+	return func(builds int) build.Limits {
+		def := build.DefaultLimits(builds)
+		if set.Memory == unset {
+			set.Memory = def.Memory
+		}
+		if set.CPU == unset {
+			set.CPU = def.CPU
+		}
+		set.Processes = int64(processes)
+		return set
 	}
 }
 

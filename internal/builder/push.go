@@ -30,6 +30,8 @@ type platform struct {
 	mu     sync.Mutex
 	pushed map[string]bool // app UUIDs since the last tidying
 
+	pruned map[string]int64 // what the last pruning was told; only tidyUp uses it
+
 	results *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
 }

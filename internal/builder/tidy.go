@@ -3,22 +3,24 @@ package builder
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/deis/deis/internal/paas"
 )
 
-// tidyInterval is how long the repository of a deleted app may stay.
-const tidyInterval = 5 * time.Minute
+// tidyInterval is how long the repository and the images of a deleted app, or a build cache that was
+// cleared, may stay. When there is nothing to do, tidying costs two questions.
+const tidyInterval = time.Minute
 
-// tidyUp removes repositories of apps that are gone (contract 9.7) and lets git
-// pack the others, at once and then regularly until ctx ends.
+// tidyUp removes repositories (contract 9.7), images and caches of apps that are gone and caches that
+// were cleared, and lets git pack what was pushed to, at once and then regularly until ctx ends.
 func (p *platform) tidyUp(ctx context.Context) {
 	tick := time.NewTicker(tidyInterval)
 	defer tick.Stop()
 	for {
 		if err := p.tidy(ctx); err != nil && ctx.Err() == nil {
-			p.log.Warn("repositories were not tidied up", "error", err.Error())
+			p.log.Warn("not all is tidied up", "error", err.Error())
 		}
 		select {
 		case <-ctx.Done():
@@ -29,12 +31,43 @@ func (p *platform) tidyUp(ctx context.Context) {
 }
 
 func (p *platform) tidy(ctx context.Context) error {
+	return errors.Join(p.tidyCaches(ctx), p.tidyRepositories(ctx))
+}
+
+// tidyCaches prunes unless it would find what it found the last time: BuildKit takes milliseconds for each image to
+// list its cache.
+func (p *platform) tidyCaches(ctx context.Context) error {
+	caches, err := p.controller.caches(ctx)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	idle := len(p.pushed) == 0 // a build may have outlived its app
+	p.mu.Unlock()
+	if idle && p.pruned != nil && maps.Equal(caches, p.pruned) {
+		return nil
+	}
+	freed, err := p.images.Prune(ctx, func(ctx context.Context) (_ map[string]int64, err error) {
+		caches, err = p.controller.caches(ctx)
+		return caches, err
+	})
+	if err != nil {
+		return err
+	}
+	p.pruned = caches
+	if freed > 0 {
+		p.log.Info("build caches removed", "bytes", freed)
+	}
+	return nil
+}
+
+func (p *platform) tidyRepositories(ctx context.Context) error {
 	// In this order: an app made after the list was read must not look gone.
 	uuids, err := p.repositories.List()
 	if err != nil || len(uuids) == 0 {
 		return err
 	}
-	exist, err := p.controller.apps(ctx)
+	apps, err := p.controller.caches(ctx)
 	if err != nil {
 		return err
 	}
@@ -44,8 +77,9 @@ func (p *platform) tidy(ctx context.Context) error {
 	p.mu.Unlock()
 	var errs []error
 	for _, uuid := range uuids {
+		_, exists := apps[uuid]
 		switch {
-		case !exist[uuid]:
+		case !exists:
 			// One with a push under way goes the next time.
 			if err := p.repositories.Remove(uuid); paas.CodeOf(err) != paas.Conflict {
 				errs = append(errs, err)

@@ -100,7 +100,7 @@ func (p *platform) close() error {
 }
 
 // status asks deisctl.
-func (p *platform) status(t *testing.T) map[string]supervisor.Status {
+func (p *platform) status(t testing.TB) map[string]supervisor.Status {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(bin(), "deisctl"), "status", "--json")
 	cmd.Env = p.env

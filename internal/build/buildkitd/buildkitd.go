@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -31,11 +32,11 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/network/cniprovider"
 	"github.com/moby/buildkit/util/network/netproviders"
-	"github.com/moby/buildkit/util/resolver"
 	"github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
@@ -86,7 +87,11 @@ type Config struct {
 	// MaxCache bounds the cache, in bytes: what is used least is dropped first. Images that are named
 	// do not count and are never dropped. 0 means the constant MaxCache.
 	MaxCache int64
-	Log      *slog.Logger
+	// Allow lists addresses of this host that BuildKit fetches from for builds nevertheless.
+	Allow []netip.Prefix
+	// CAFile holds certificates (PEM) that steps trust besides this host's; may be empty.
+	CAFile string
+	Log    *slog.Logger
 }
 
 // Server is an opened role.
@@ -211,8 +216,24 @@ func (s *Server) newWorker(ctx context.Context) (*base.Worker, error) {
 	}
 	opt.GCPolicy = gcPolicy(s.cfg.MaxCache)
 	opt.BuildkitVersion = client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision}
-	opt.RegistryHosts = resolver.NewRegistryConfig(nil)
-	return base.NewWorker(ctx, opt)
+	if n := s.cfg.Network; n != nil {
+		// The executor has the same map.
+		opt.NetworkProviders[pb.NetMode_UNSET] = isolated{opt.NetworkProviders[pb.NetMode_UNSET], n}
+	}
+	if s.cfg.CAFile != "" {
+		bundle := filepath.Join(s.cfg.Root, "ca-certificates.pem")
+		if err := writeBundle(bundle, s.cfg.CAFile); err != nil {
+			return nil, err
+		}
+		opt.Executor = trusting{opt.Executor, bundle}
+	}
+	fetch := newFetcher(s.cfg.Allow)
+	opt.RegistryHosts = registries(fetch)
+	w, err := base.NewWorker(ctx, opt)
+	if err != nil {
+		return nil, err
+	}
+	return w, guardSources(w, fetch, s.cfg.Allow)
 }
 
 // gcPolicy keeps the cache below max. MaxUsedSpace is the cap; ReservedSpace, a
@@ -235,7 +256,7 @@ func (s *Server) newController(ctx context.Context) (*control.Controller, error)
 		return nil, err
 	}
 	workers := &worker.Controller{}
-	if err := workers.Add(s.worker); err != nil {
+	if err := workers.Add(owned{s.worker}); err != nil {
 		return nil, err
 	}
 	cache, err := bboltcachestorage.NewStore(filepath.Join(s.cfg.Root, "cache.db"))

@@ -2,6 +2,7 @@ package buildkitd
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -15,16 +16,17 @@ import (
 // metadataService is where clouds keep credentials of the host.
 var metadataService = netip.MustParsePrefix("169.254.169.254/32")
 
-// Main is the role as a daemon: it declares the settings root,
-// buildkit-address, containerd-address and build-cache, and serves until ctx ends.
+// Main is the role as a daemon: it declares its settings and serves until ctx ends.
 func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
-	var root, address, containerdAddress, namespace string
+	var root, address, containerdAddress, namespace, allow, caFile string
 	var maxCache int64
 	d.String(&root, "root", "/var/lib/deis", "`directory` of all state of the platform")
 	d.String(&address, "buildkit-address", "", "`path` of the socket to serve on (default ROOT/run/buildkitd.sock)")
 	d.String(&containerdAddress, "containerd-address", "", "`path` of containerd's socket (default ROOT/run/containerd.sock)")
 	d.String(&namespace, "containerd-namespace", "", "containerd's `namespace` of the platform (default deis-ID)")
 	d.Bytes(&maxCache, "build-cache", "10G", "bound of the build cache")
+	d.String(&allow, "build-allow", "", "`addresses` of this host (comma between; a.b.c.d or a.b.c.d/n) that builds may reach")
+	d.String(&caFile, "build-ca-file", "", "`path` of certificates (PEM) that builds trust too")
 	if _, err := d.Parse(args); err != nil {
 		return err
 	}
@@ -32,14 +34,20 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	if err != nil {
 		return err
 	}
+	allowed, err := parsePrefixes(allow)
+	if err != nil {
+		return fmt.Errorf("DEIS_BUILD_ALLOW: %w", err)
+	}
 	id := daemon.PlatformID(root)
 	if namespace == "" {
 		namespace = "deis-" + id
 	}
 	network, err := hostnet.Open(hostnet.Options{
-		Name: "deis" + id + "b",
-		Dir:  filepath.Join(root, "cni"),
-		Deny: []netip.Prefix{metadataService},
+		Name:   "deis" + id + "b",
+		Dir:    filepath.Join(root, "cni"),
+		Deny:   []netip.Prefix{metadataService},
+		Closed: true,
+		Allow:  allowed,
 	})
 	if err != nil {
 		return err
@@ -56,6 +64,8 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 		CgroupParent:      "/deis-" + id + "/build",
 		Network:           network,
 		MaxCache:          maxCache,
+		Allow:             allowed,
+		CAFile:            caFile,
 		Log:               d.Log,
 	})
 	if err != nil {
@@ -65,6 +75,25 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	group.Go(func() error { return s.Serve(ctx) })
 	group.Go(func() error { return d.ServeAdmin(ctx, s.Health) })
 	return group.Wait()
+}
+
+func parsePrefixes(text string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for item := range strings.SplitSeq(text, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			continue
+		}
+		if !strings.Contains(item, "/") {
+			item += "/32"
+		}
+		p, err := netip.ParsePrefix(item)
+		if err != nil || !p.Addr().Is4() {
+			return nil, fmt.Errorf("%q is no IPv4 address or prefix", item)
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func socketPath(address, fallback string) string {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 
@@ -148,6 +149,26 @@ func (s *Store) Write(ctx context.Context, desc ocispec.Descriptor, r io.Reader)
 	return nil
 }
 
+// WriteLayer stores a layer that is a tar file, as it is. Layers of ours are not compressed, so
+// their digests are also those of their content (OCI's diff IDs).
+func (s *Store) WriteLayer(ctx context.Context, path string) (ocispec.Descriptor, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer f.Close()
+	digester := digest.Canonical.Digester()
+	size, err := io.Copy(digester.Hash(), f)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %w", path, err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %w", path, err)
+	}
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digester.Digest(), Size: size}
+	return desc, s.Write(ctx, desc, f)
+}
+
 // Open returns a blob's content.
 func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	blob, err := s.client.ContentStore().ReaderAt(ctx, desc)
@@ -160,12 +181,17 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 	}{content.NewReader(blob), blob}, nil
 }
 
+// Read returns a blob that is a document, of at most 4 MiB.
+func (s *Store) Read(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > maxDocument {
+		return nil, fmt.Errorf("%s is %d bytes; the limit is %d", desc.Digest, desc.Size, maxDocument)
+	}
+	return content.ReadBlob(ctx, s.client.ContentStore(), desc)
+}
+
 // ReadJSON decodes a blob that is a JSON document, of at most 4 MiB.
 func (s *Store) ReadJSON(ctx context.Context, desc ocispec.Descriptor, into any) error {
-	if desc.Size > maxDocument {
-		return fmt.Errorf("%s is %d bytes; the limit is %d", desc.Digest, desc.Size, maxDocument)
-	}
-	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
+	data, err := s.Read(ctx, desc)
 	if err != nil {
 		return err
 	}
@@ -179,28 +205,87 @@ func (s *Store) Put(ctx context.Context, name string, config ocispec.Image, laye
 	if config.Architecture == "" {
 		config.Platform = ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"}
 	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return s.PutConfig(ctx, name, raw, layers, labels)
+}
+
+// PutConfig is Put for a configuration that is JSON already and is kept byte for byte.
+func (s *Store) PutConfig(ctx context.Context, name string, config []byte, layers []ocispec.Descriptor, labels map[string]string) (ocispec.Descriptor, error) {
+	var parsed ocispec.Image
+	if err := json.Unmarshal(config, &parsed); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("image %s: configuration: %w", name, err)
+	}
+	if len(parsed.RootFS.DiffIDs) != len(layers) {
+		return ocispec.Descriptor{}, fmt.Errorf("image %s: the configuration names %d layers, there are %d", name, len(parsed.RootFS.DiffIDs), len(layers))
+	}
 	refs := map[string]string{}
 	for i, l := range layers {
 		refs[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = l.Digest.String()
 	}
 	configDesc, err := s.document(ctx, ocispec.MediaTypeImageConfig, config, map[string]string{
 		// The snapshots of the layers stay as long as the configuration does.
-		"containerd.io/gc.ref.snapshot." + defaults.DefaultSnapshotter: chainID(config.RootFS.DiffIDs).String(),
+		"containerd.io/gc.ref.snapshot." + defaults.DefaultSnapshotter: chainID(parsed.RootFS.DiffIDs).String(),
 	})
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	refs["containerd.io/gc.ref.content.config"] = configDesc.Digest.String()
-	manifest, err := s.document(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+	raw, err := json.Marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    configDesc,
 		Layers:    slices.Clone(layers),
-	}, refs)
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	manifest, err := s.document(ctx, ocispec.MediaTypeImageManifest, raw, refs)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	return manifest, s.name(ctx, images.Image{Name: name, Target: manifest, Labels: labels})
+}
+
+// Remove takes away a name. Who else has the image keeps it. No such name is no error.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	if err := s.client.ImageService().Delete(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove image %s: %w", name, err)
+	}
+	return nil
+}
+
+// Names lists all images, in order.
+func (s *Store) Names(ctx context.Context) ([]string, error) {
+	return s.names(ctx)
+}
+
+// NameOf returns a name of the image whose manifest has a digest. The error has code
+// paas.NotFound when there is none.
+func (s *Store) NameOf(ctx context.Context, d digest.Digest) (string, error) {
+	names, err := s.names(ctx, "target.digest=="+d.String())
+	if err == nil && len(names) == 0 {
+		err = paas.Errorf(paas.NotFound, "there is no image %s", d)
+	}
+	if err != nil {
+		return "", err
+	}
+	return names[0], nil
+}
+
+func (s *Store) names(ctx context.Context, filters ...string) ([]string, error) {
+	list, err := s.client.ImageService().List(ctx, filters...)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	names := make([]string, 0, len(list))
+	for _, img := range list {
+		names = append(names, img.Name)
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 func (s *Store) name(ctx context.Context, img images.Image) error {
@@ -230,11 +315,7 @@ func chainID(diffIDs []digest.Digest) digest.Digest {
 }
 
 // document writes a JSON blob. The labels say what it refers to, for containerd's garbage collector.
-func (s *Store) document(ctx context.Context, mediaType string, doc any, labels map[string]string) (ocispec.Descriptor, error) {
-	data, err := json.Marshal(doc)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
+func (s *Store) document(ctx context.Context, mediaType string, data []byte, labels map[string]string) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	if err := s.Write(ctx, desc, bytes.NewReader(data)); err != nil {
 		return ocispec.Descriptor{}, err
@@ -244,6 +325,6 @@ func (s *Store) document(ctx context.Context, mediaType string, doc any, labels 
 	for key := range labels {
 		fields = append(fields, "labels."+key)
 	}
-	_, err = s.client.ContentStore().Update(ctx, content.Info{Digest: desc.Digest, Labels: labels}, fields...)
+	_, err := s.client.ContentStore().Update(ctx, content.Info{Digest: desc.Digest, Labels: labels}, fields...)
 	return desc, err
 }

@@ -1,13 +1,18 @@
 // The end-to-end tests' app: says who it is, echoes WebSockets, answers slowly
-// when asked to, and ends requests under way when it is told to stop.
+// when asked to, and ends requests under way when it is told to stop. With an argument it fails (crash), is a worker
+// (work), ends at once (ok) or, in a build, fills a file (blob BYTES).
 package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -15,9 +20,9 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "crash" {
-		fmt.Fprintln(os.Stderr, "cannot open the flux capacitor")
-		os.Exit(3)
+	if len(os.Args) > 1 {
+		other(os.Args[1:])
+		return
 	}
 	text, err := os.ReadFile("/message")
 	if err != nil {
@@ -25,16 +30,23 @@ func main() {
 		os.Exit(1)
 	}
 	host, _ := os.Hostname()
+	if os.Getenv("CRASH") == host {
+		fmt.Fprintln(os.Stderr, "this instance shall not run")
+		os.Exit(4)
+	}
 	boot := time.Now().UnixNano()
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "message=%s release=%s instance=%s greeting=%s boot=%d\n", text, os.Getenv("DEIS_RELEASE"), host, os.Getenv("GREETING"), boot)
+		fmt.Fprintf(w, "message=%s release=%s instance=%s greeting=%s boot=%d app=%s\n", text, os.Getenv("DEIS_RELEASE"), host, os.Getenv("GREETING"), boot, os.Getenv("DEIS_APP"))
 	})
 	http.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		d, _ := time.ParseDuration(r.URL.Query().Get("for"))
 		time.Sleep(d)
 		fmt.Fprintln(w, "slow answer")
 	})
-	http.HandleFunc("/echo", echo)
+	http.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Instance", fmt.Sprintf("%s %d", address(), boot))
+		echo(w, r)
+	})
 	srv := &http.Server{Addr: ":" + os.Getenv("PORT"), ReadHeaderTimeout: 5 * time.Second}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -50,6 +62,54 @@ func main() {
 		os.Exit(1)
 	}
 	<-ended
+}
+
+// other is what the program does besides serving.
+func other(args []string) {
+	switch args[0] {
+	case "crash":
+		fmt.Fprintln(os.Stderr, "cannot open the flux capacitor")
+		os.Exit(3)
+	case "work":
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		fmt.Println("working")
+		<-ctx.Done()
+	case "ok":
+		fmt.Println("done")
+	case "blob":
+		if err := blob(args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// blob fills a file with what cannot be compressed, new each time.
+func blob(size string) error {
+	n, err := strconv.ParseInt(size, 10, 64)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create("/blob")
+	if err != nil {
+		return err
+	}
+	if _, err := io.CopyN(f, rand.Reader, n); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// address is the instance's own.
+func address() string {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() && ip.IP.To4() != nil {
+			return ip.IP.String()
+		}
+	}
+	return ""
 }
 
 func echo(w http.ResponseWriter, r *http.Request) {

@@ -1,0 +1,27 @@
+# shellcheck shell=bash disable=SC2154 # bin/build sets the variables
+# sbom.sh: what is in the image, as CycloneDX.
+
+# list_modules NODE_MODULES: the packages that are installed, as an array of components.
+list_modules() {
+	if [[ -f .pnp.cjs ]]; then
+		sed -nE 's/^ +resolution: "(@?[^@]+)@npm:([^"]+)"$/\1\t\2/p' yarn.lock
+	elif [[ -d $1 ]]; then
+		find "$1" -regex '\(.*/\)?node_modules/\(@[^/]*/\)?[^@/.][^/]*/package\.json' -print0 | sort -z |
+			xargs -0 --no-run-if-empty jq --raw-output 'select((.name | type) == "string" and (.version | type) == "string") | "\(.name)\t\(.version)"'
+	fi | jq --raw-input --null-input --compact-output '
+		[inputs | split("\t") | {name: .[0], version: .[1]}
+			| "pkg:npm/\(.name | sub("^@"; "%40"))@\(.version | gsub("[+]"; "%2B"))" as $purl
+			| {type: "library", "bom-ref": $purl, name, version, purl: $purl}] | unique_by(.purl)'
+}
+
+# write_sbom: the runtime and the packages.
+write_sbom() {
+	local modules=$layers/downloads/modules.json
+	[[ -f $modules ]] || echo '[]' >"$modules"
+	jq --compact-output --arg node "$node_version" --arg npm "$npm_version" '
+		def component($name; $version): "pkg:npm/\($name)@\($version)" as $purl
+			| {type: "library", "bom-ref": $purl, name: $name, version: $version, purl: $purl};
+		{bomFormat: "CycloneDX", specVersion: "1.4", version: 1,
+			components: (. + [component("node"; $node), component("npm"; $npm)] | unique_by(.purl))}' \
+		"$modules" >"$layers/launch.sbom.cdx.json"
+}
