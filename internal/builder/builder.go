@@ -73,11 +73,11 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func serve(ctx context.Context, cfg Config, images imageBuilder) error {
-	key, err := os.ReadFile(filepath.Join(cfg.Root, "builder.key"))
+	key, err := readKey(cfg.Root)
 	if err != nil {
-		return fmt.Errorf("read the daemons' key: %w", err)
+		return err
 	}
-	client := &api.Client{URL: cfg.ControllerURL, BuilderKey: strings.TrimSpace(string(key)), UserAgent: "deis-builder"}
+	client := &api.Client{URL: cfg.ControllerURL, BuilderKey: key, UserAgent: "deis-builder"}
 	hostKeys, err := gitserver.HostKeys(filepath.Join(cfg.Root, "ssh"))
 	if err != nil {
 		return err
@@ -104,6 +104,15 @@ func serve(ctx context.Context, cfg Config, images imageBuilder) error {
 	return group.Wait()
 }
 
+// readKey reads the key that the daemons share.
+func readKey(root string) (string, error) {
+	key, err := os.ReadFile(filepath.Join(root, "builder.key"))
+	if err != nil {
+		return "", fmt.Errorf("read the daemons' key: %w", err)
+	}
+	return strings.TrimSpace(string(key)), nil
+}
+
 func openImages(ctx context.Context, cfg Config) (imageBuilder, func() error, error) {
 	if cfg.Engine == "fake" {
 		return recorder{}, func() error { return nil }, nil
@@ -112,8 +121,12 @@ func openImages(ctx context.Context, cfg Config) (imageBuilder, func() error, er
 	if address == "" {
 		address = filepath.Join(cfg.Root, "run", "buildkitd.sock")
 	}
+	key, err := readKey(cfg.Root)
+	if err != nil {
+		return nil, nil, err
+	}
 	opts := cfg.Build
-	opts.Address = address
+	opts.Address, opts.Secret = address, []byte(key)
 	b, err := build.New(ctx, opts)
 	if err != nil {
 		return nil, nil, err
