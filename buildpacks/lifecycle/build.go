@@ -38,6 +38,8 @@ func (b *builder) build() error {
 	return endOthers()
 }
 
+const procfileID = "deis/procfile"
+
 // announcer says which buildpack runs.
 type announcer struct {
 	buildpack.DefaultBuildExecutor
@@ -53,6 +55,7 @@ func (a *announcer) Build(d buildpack.BpDescriptor, in buildpack.BuildInputs, lo
 	}
 	switch {
 	case strings.HasPrefix(d.Buildpack.ID, classicID): // says it itself
+	case !first && d.Buildpack.ID == procfileID: // the host lists the process types
 	case first:
 		heading(a.builder.out, a.running+" app detected")
 	default:

@@ -169,6 +169,8 @@ type reportedBuildpack struct {
 	ID       string `json:"id"`
 	Version  string `json:"version"`
 	Homepage string `json:"homepage,omitempty"`
+	// Name is for people.
+	Name string `json:"name"`
 }
 
 func (b *builder) writeReport() error {
@@ -179,7 +181,11 @@ func (b *builder) writeReport() error {
 		})
 	}
 	for _, bp := range b.group.Group {
-		r.Buildpacks = append(r.Buildpacks, reportedBuildpack{bp.ID, bp.Version, bp.Homepage})
+		name, err := b.name(bp)
+		if err != nil {
+			return err
+		}
+		r.Buildpacks = append(r.Buildpacks, reportedBuildpack{bp.ID, bp.Version, bp.Homepage, name})
 	}
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

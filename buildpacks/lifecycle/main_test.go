@@ -281,11 +281,11 @@ value = "yes"
 key = "io.buildpacks.lifecycle.metadata"
 value = "forged"
 END`)
-	f.add("deis/procfile", "exit 0", "echo second")
-	f.setOrder("deis/go deis/procfile")
+	f.add("deis/extra", "exit 0", "echo second")
+	f.setOrder("deis/go deis/extra")
 	b := f.build()
 
-	if want := "-----> The deis/go app detected\nbuilding\n-----> Running buildpack The deis/procfile\nsecond\n"; b.out != want {
+	if want := "-----> The deis/go app detected\nbuilding\n-----> Running buildpack The deis/extra\nsecond\n"; b.out != want {
 		t.Errorf("output:\n%swant\n%s", b.out, want)
 	}
 	config := b.config.Config
@@ -338,7 +338,7 @@ END`)
 	if got, _ := json.Marshal(b.report.Processes); !bytes.Equal(got, mustJSON(want)) {
 		t.Errorf("processes: %s", got)
 	}
-	if len(b.report.Buildpacks) != 2 || b.report.Buildpacks[0] != (reportedBuildpack{"deis/go", "1.0.0", "https://example.com/"}) {
+	if len(b.report.Buildpacks) != 2 || b.report.Buildpacks[0] != (reportedBuildpack{"deis/go", "1.0.0", "https://example.com/", "The deis/go"}) {
 		t.Errorf("buildpacks: %v", b.report.Buildpacks)
 	}
 	for _, phase := range []string{"detect", "restore", "build", "export"} {

@@ -36,15 +36,13 @@ func run(ctx context.Context, d *daemon.Daemon, args []string) error {
 	d.Enum(&cfg.RegistrationMode, "registration-mode", controller.RegistrationEnabled, "who may register: enabled, disabled or admin_only", controller.RegistrationModes...)
 	d.Enum(&control, "test-control", "0", "1 offers POST /_test/ctl, with the fake engine only", "0", "1")
 	if os.Getenv("DEIS_TEST") == "1" {
-		d.String(&cfg.TestStopAt, "test-stop-at", "", "`KIND:STEP` of a rollout at which the controller kills itself, for tests")
+		d.String(&cfg.TestStopAt, "test-stop-at", "", "`file` that says at which KIND:STEP of a rollout the controller kills itself, for tests")
 	}
 	rest, err := d.Parse(args)
 	cfg.TestControl = control == "1"
 	switch {
 	case err != nil:
 		return err
-	case cfg.TestStopAt != "" && controller.CheckStopAt(cfg.TestStopAt) != nil:
-		return controller.CheckStopAt(cfg.TestStopAt)
 	case len(rest) == 1 && rest[0] == "remove-instances":
 		return controller.RemoveInstances(ctx, cfg)
 	case len(rest) > 0:

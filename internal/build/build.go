@@ -53,7 +53,9 @@ type Options struct {
 	Address string
 	// ContainerdAddress is the path of the socket of the containerd that BuildKit exports to, Namespace its.
 	ContainerdAddress, Namespace string
-	// CgroupParent is BuildKit's own (buildkitd.Config): each build's cgroup is below it.
+	// CgroupParent is BuildKit's own (buildkitd.Config): each build's cgroup is below it. It is not below that of the
+	// apps, whose part of the CPU builds would use up. Empty where BuildKit is on another machine: then only
+	// Limits.Silence holds.
 	CgroupParent string
 	// Limits bound every build. An app's config may lower them, not raise them.
 	Limits Limits
@@ -126,6 +128,8 @@ type Request struct {
 	Config map[string]string
 	// Cache names the app's cache: another number is another, empty, cache.
 	Cache int64
+	// Chosen, if set, is told the strategy as soon as it is known.
+	Chosen func(paas.Strategy)
 	// Log gets the lines for the pusher as they come, indented by seven blanks, without newline
 	// and without control characters. Calls never overlap. It must not block for long.
 	Log func(line string)
@@ -169,6 +173,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 	p, err := choose(req, func(line string) { say(indent + line) })
 	if err != nil {
 		return nil, err
+	}
+	if req.Chosen != nil {
+		req.Chosen(p.strategy)
 	}
 	if err := b.Ready(ctx); err != nil {
 		return nil, err

@@ -379,7 +379,7 @@ func (j *buildpacksJob) once(ctx context.Context, c gateway.Client, res *Result,
 		return userErrorf("the buildpacks found nothing to run: add a Procfile with a line \"web: command\"")
 	}
 	res.SBOM, j.origin.buildpacks = out.sbom, out.report.Buildpacks
-	j.sayTypes(res.Procfile)
+	j.sayTypes(out.report, res.Procfile)
 	config, layers, err := layoutImport{files: files, store: j.images, known: known, limit: j.guard.limits.Disk}.image(leased, ctx)
 	if err != nil {
 		return err
@@ -394,13 +394,22 @@ func (j *buildpacksJob) once(ctx context.Context, c gateway.Client, res *Result,
 }
 
 // sayTypes shows the process types as contract 9.4 has it.
-func (j *buildpacksJob) sayTypes(types map[string]string) {
-	whose := "Default process types"
-	if len(j.plan.procfile) > 0 {
-		whose = "Procfile declares types"
+func (j *buildpacksJob) sayTypes(report report, types map[string]string) {
+	var declared, defaults []string
+	for _, name := range slices.Sorted(maps.Keys(types)) {
+		if _, ok := j.plan.procfile[name]; ok {
+			declared = append(declared, name)
+		} else {
+			defaults = append(defaults, name)
+		}
 	}
 	j.say(heading + "Discovering process types")
-	j.say(indent + whose + " -> " + strings.Join(slices.Sorted(maps.Keys(types)), ", "))
+	if len(declared) > 0 {
+		j.say(indent + "Procfile declares types -> " + strings.Join(declared, ", "))
+	}
+	if len(defaults) > 0 {
+		j.say(indent + "Default process types for " + report.language() + " -> " + strings.Join(defaults, ", "))
+	}
 }
 
 // execute runs the program on BuildKit and returns its output.
@@ -466,7 +475,7 @@ func evaluate(ctx context.Context, c gateway.Client, state llb.State) (gateway.R
 	return res.SingleRef()
 }
 
-// hidden gives a step a name that is shown only when it takes long.
+// quiet gives a step a name that is shown only when it takes long.
 func quiet(name string) llb.ConstraintsOpt { return llb.WithCustomName("[internal] " + name) }
 
 // keyed tells BuildKit that where a mount comes from says all of its content: it need not hash the files.

@@ -210,7 +210,7 @@ func TestBuildpacks(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", command, got, want)
 		}
 	}
-	for _, want := range []string{"-----> Building with buildpacks\n", "-----> test/shell app detected\n", "       installing dependencies\n", "-----> Discovering process types\n       Default process types -> web, worker\n"} {
+	for _, want := range []string{"-----> Building with buildpacks\n", "-----> test/shell app detected\n", "       installing dependencies\n", "-----> Discovering process types\n       Default process types for test/shell -> web, worker\n"} {
 		if !strings.Contains(first.log, want) || !strings.Contains(first.Log, want) {
 			t.Errorf("no line %q in\n%s", want, first.log)
 		}
@@ -352,8 +352,17 @@ func TestAppDir(t *testing.T) {
 			t.Errorf("%s: got %q", dir, got)
 		}
 	}
-	if b := mustPush(t, r, build.Request{App: "bp-dir", Config: map[string]string{"DEIS_APP_DIR": "services/c"}}, files); b.Strategy != paas.StrategyDockerfile || b.sh("cat /app/run; ls /app") != "cDockerfile\nrun" {
+	dockerfile := build.Request{App: "bp-dir", Config: map[string]string{"DEIS_APP_DIR": "services/c", "DEIS_BUILDER": ""}}
+	if b := mustPush(t, r, dockerfile, files); b.Strategy != paas.StrategyDockerfile || b.sh("cat /app/run; ls /app") != "cDockerfile\nrun" {
 		t.Errorf("got %s", b.Strategy)
+	}
+}
+
+// TestConfigBeforeDockerfile: who names a builder wants buildpacks.
+func TestConfigBeforeDockerfile(t *testing.T) {
+	b := mustPush(t, newRepo(t), build.Request{App: "bp-both"}, map[string]string{"Dockerfile": hello, "app.sh": "echo both\n"})
+	if got := b.sh("sh /workspace/app.sh"); b.Strategy != paas.StrategyBuildpacks || got != "both" {
+		t.Errorf("got %s, %q", b.Strategy, got)
 	}
 }
 

@@ -17,10 +17,11 @@ import (
 const (
 	cgroupRoot = "/sys/fs/cgroup"
 
-	// buildShares is the CPU weight of all builds together beside one instance that asks for nothing special (1024):
-	// when both want the CPU, a build gets a ninth. buildWeight is the same for version 2 (default 100).
-	buildShares = 128
-	buildWeight = 12
+	// buildShares is the CPU weight of all builds together beside that of all instances together (1024): when both want
+	// the CPU, builds get a third. buildWeight is the same for version 2 (default 100). It is no less, because an
+	// app that takes all it can get must not keep the push that mends it from being built.
+	buildShares = 512
+	buildWeight = 50
 	// buildIOWeight is the least that the kernel knows; only some disk schedulers heed it.
 	buildIOWeight = 1
 
@@ -34,7 +35,7 @@ const (
 )
 
 // cgroup is a control group by its path below each controller's root
-// ("/deis-1a2b3c/build/..."), in version 1 (one hierarchy a controller) or
+// ("/deis-1a2b3c-build/..."), in version 1 (one hierarchy a controller) or
 // version 2 (one for all) of the kernel's interface.
 type cgroup struct {
 	path string
@@ -261,18 +262,13 @@ func (c *cgroup) members() map[string][]int {
 	all := map[string][]int{}
 	root := c.dir("pids")
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil // gone meanwhile
-		}
-		text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		var pids []int
-		for line := range strings.FieldsSeq(string(text)) {
-			if pid, err := strconv.Atoi(line); err == nil && pid > 0 {
-				pids = append(pids, pid)
+		if err == nil && d.IsDir() { // else it is gone meanwhile
+			text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			for line := range strings.FieldsSeq(string(text)) {
+				if pid, err := strconv.Atoi(line); err == nil && pid > 0 {
+					all[path] = append(all[path], pid)
+				}
 			}
-		}
-		if len(pids) > 0 {
-			all[path] = pids
 		}
 		return nil
 	})

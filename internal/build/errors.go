@@ -29,6 +29,12 @@ var (
 	noise = regexp.MustCompile(`^(failed to solve: |failed to run Build function: |failed to load cache key: |rpc error: code = \w+ desc = |process ".*" did not complete successfully: )`)
 )
 
+// refusedRights are BuildKit's entitlements, of which builds have none.
+var refusedRights = map[string]string{
+	"security.insecure": "RUN --security=insecure is not allowed here: steps get no more rights than the apps",
+	"network.host":      "RUN --network=host is not allowed here: steps have a network of their own, which reaches the internet",
+}
+
 // explain turns BuildKit's error into one for the pusher: what failed, in which
 // line of the Dockerfile, and why. The original stays in the chain.
 func explain(ctx context.Context, err error) error {
@@ -106,7 +112,8 @@ func cannotFetch(s buildpackSource, err error) error {
 	if paas.CodeOf(err) == paas.Invalid || lostBuildKit(err) {
 		return err
 	}
-	why, text := "", err.Error()
+	text := err.Error()
+	var why string
 	_, ended := errors.AsType[*gatewaypb.ExitError](err)
 	switch {
 	case strings.Contains(text, "executable file not found"): // runc starts no process
@@ -151,6 +158,11 @@ func reason(err error, text, instruction string) string {
 			why = killed("command")
 		}
 		return instruction + "\n" + why
+	}
+	for entitlement, why := range refusedRights {
+		if strings.Contains(text, entitlement+" is not allowed") {
+			return instruction + "\n" + why
+		}
 	}
 	if m := forbidden.FindStringSubmatch(text); m != nil {
 		return instruction + "\nbuilds may not reach " + printable(m[1]) + ": it is this machine, something of the platform's, or link-local"

@@ -118,29 +118,33 @@ func (d *disk) written(ctx context.Context) int64 {
 			if ctx.Err() != nil {
 				return fs.SkipAll
 			}
-			if err != nil || !e.Type().IsRegular() {
-				return nil // gone meanwhile
+			if err == nil && e.Type().IsRegular() { // else it is gone meanwhile
+				sum += d.size(e, seen)
 			}
-			info, err := e.Info()
-			if err != nil {
-				return nil
-			}
-			st, ok := info.Sys().(*syscall.Stat_t)
-			if !ok || time.Unix(st.Ctim.Unix()).Before(d.since) {
-				return nil
-			}
-			if st.Nlink > 1 {
-				id := [2]uint64{st.Dev, st.Ino}
-				if seen[id] {
-					return nil
-				}
-				seen[id] = true
-			}
-			sum += st.Blocks * 512
 			return nil
 		})
 	}
 	return sum
+}
+
+// size is what a file takes, 0 when it was there before the build or is in seen.
+func (d *disk) size(e fs.DirEntry, seen map[[2]uint64]bool) int64 {
+	info, err := e.Info()
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || time.Unix(st.Ctim.Unix()).Before(d.since) {
+		return 0
+	}
+	if st.Nlink > 1 {
+		id := [2]uint64{st.Dev, st.Ino}
+		if seen[id] {
+			return 0
+		}
+		seen[id] = true
+	}
+	return st.Blocks * 512 // stat(2): in units of 512 bytes
 }
 
 // find adds the directories of steps that are new. Each step is one group, and

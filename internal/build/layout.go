@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -131,6 +132,16 @@ type buildpackReport struct {
 	ID       string `json:"id"`
 	Version  string `json:"version"`
 	Homepage string `json:"homepage"`
+	// Name is for people.
+	Name string `json:"name"`
+}
+
+// language is what the app is made with: the first buildpack.
+func (r report) language() string {
+	if len(r.Buildpacks) == 0 {
+		return "the app"
+	}
+	return clip(printable(cmp.Or(r.Buildpacks[0].Name, r.Buildpacks[0].ID)), maxName)
 }
 
 // procfile is the report's process types, each as one line for people.

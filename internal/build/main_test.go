@@ -106,7 +106,7 @@ func startPlatform() (_ *platform, err error) {
 	if err := p.baseImages(ctx, func(line string) { fmt.Println(line) }, "deis/run"); err != nil {
 		return nil, err
 	}
-	p.builder, err = build.New(ctx, build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "/build", Secret: []byte("test")})
+	p.builder, err = build.New(ctx, build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "-build", Secret: []byte("test")})
 	return p, err
 }
 

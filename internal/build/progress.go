@@ -133,6 +133,9 @@ func (p *progress) log(s *step, l *client.VertexLog, now time.Time) {
 }
 
 func (p *progress) logLine(s *step, line []byte, now time.Time) {
+	if s.internal { // git's, of a fetch; its errors come as the step's
+		return
+	}
 	text := clip(printable(lastOverwrite(string(line))), maxLine)
 	if !s.plain {
 		p.announce(s, now)

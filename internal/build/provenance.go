@@ -151,7 +151,7 @@ var buildkitVersion = sync.OnceValue(func() string {
 			}
 		}
 	}
-	return "unknown"
+	return "unknown" // Go's tests know no modules
 })
 
 // digestSet is in-toto's form of "sha256:...".

@@ -59,7 +59,7 @@ func provenanceOf(t *testing.T, b *build.Result, commit string) statement {
 	if d := def.ResolvedDependencies[0]; d.Name != "source" || d.Digest["gitCommit"] != commit {
 		t.Errorf("first dependency %+v", d)
 	}
-	if def.BuildType == "" || run.Builder.ID == "" || run.Builder.Version["deis"] == "" || !strings.HasPrefix(run.Builder.Version["buildkit"], "v0.") {
+	if def.BuildType == "" || run.Builder.ID == "" || run.Builder.Version["deis"] == "" || run.Builder.Version["buildkit"] == "" {
 		t.Errorf("type %q, builder %+v", def.BuildType, run.Builder)
 	}
 	m := run.Metadata

@@ -227,7 +227,7 @@ func TestCachesAreOnesOwn(t *testing.T) {
 // smallPlatform is a BuildKit of its own, without base images, on the shared containerd.
 func smallPlatform(t *testing.T) *platform {
 	t.Helper()
-	p := &platform{dir: t.TempDir(), socket: sharedPlatform(t).socket}
+	p := &platform{dir: t.TempDir(), socket: sharedPlatform(t).socket, ca: sharedPlatform(t).ca}
 	p.id = fmt.Sprintf("%x", sha256.Sum256([]byte(p.dir)))[:6]
 	p.namespace, p.buildkit = "deis-"+p.id, filepath.Join(p.dir, "b.sock")
 	t.Cleanup(p.close)
@@ -235,7 +235,7 @@ func smallPlatform(t *testing.T) *platform {
 		t.Fatal(err)
 	}
 	var err error
-	p.builder, err = build.New(t.Context(), build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "/build"})
+	p.builder, err = build.New(t.Context(), build.Options{Address: p.buildkit, ContainerdAddress: p.socket, Namespace: p.namespace, CgroupParent: "/deis-" + p.id + "-build"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,8 +33,8 @@ type plan struct {
 	project  projectFile
 }
 
-// choose decides how to build: a Dockerfile in the app's directory wins, anything else is for
-// buildpacks. It refuses what cannot be built.
+// choose decides how to build: a Dockerfile in the app's directory wins, unless the config names a buildpack or a
+// builder; anything else is for buildpacks. It refuses what cannot be built.
 func choose(req Request, note func(line string)) (plan, error) {
 	p := plan{strategy: paas.StrategyDockerfile}
 	var err error
@@ -42,7 +42,7 @@ func choose(req Request, note func(line string)) (plan, error) {
 		return plan{}, err
 	}
 	switch dockerfile, err := p.tree.ReadFile("Dockerfile", maxDockerfile); {
-	case errors.Is(err, fs.ErrNotExist):
+	case req.Config[configBuildpack] != "" || req.Config[configBuilder] != "" || errors.Is(err, fs.ErrNotExist):
 		p.strategy = paas.StrategyBuildpacks
 	case err != nil:
 		return plan{}, err

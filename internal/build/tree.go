@@ -234,7 +234,10 @@ func (t *Tree) noteLFS() error {
 			}
 		}
 	}
-	if count > 0 {
+	switch {
+	case count == 1:
+		t.Notes = append(t.Notes, fmt.Sprintf("1 file is in Git LFS: the build gets only the pointer of %s", first))
+	case count > 1:
 		t.Notes = append(t.Notes, fmt.Sprintf("%d files are in Git LFS, for example %s: the build gets only their pointers", count, first))
 	}
 	return nil

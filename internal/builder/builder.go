@@ -87,7 +87,7 @@ func serve(ctx context.Context, cfg Config, images imageBuilder) error {
 		return err
 	}
 	p := newPlatform(cfg, &controller{client}, images, repositories)
-	if err := p.register(cfg.Metrics); err != nil {
+	if err := p.metrics.register(cfg.Metrics, filepath.Join(cfg.Root, "repos")); err != nil {
 		return err
 	}
 	listener, err := cfg.Listen("ssh", cfg.SSHAddr)
@@ -146,6 +146,9 @@ func (recorder) Build(_ context.Context, req build.Request) (*build.Result, erro
 	r := &build.Result{Image: build.ImageName(req.App, req.Tree.Commit), Strategy: paas.StrategyBuildpacks, Procfile: procfile}
 	if req.Tree.Has("Dockerfile") {
 		r.Strategy = paas.StrategyDockerfile
+	}
+	if req.Chosen != nil {
+		req.Chosen(r.Strategy)
 	}
 	const line = "       recorded, not built: this platform runs no containers"
 	req.Log(line)

@@ -33,7 +33,7 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	}
 	cfg.Build.Limits = limits(cfg.Builds)
 	cfg.Build.ContainerdAddress, cfg.Build.Namespace = store(cfg.Root)
-	cfg.Build.CgroupParent = "/deis-" + daemon.PlatformID(cfg.Root) + "/build"
+	cfg.Build.CgroupParent = "/deis-" + daemon.PlatformID(cfg.Root) + "-build"
 	return Run(ctx, cfg)
 }
 

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/build"
 	"github.com/deis/deis/internal/gitserver"
@@ -32,26 +30,15 @@ type platform struct {
 
 	pruned map[string]int64 // what the last pruning was told; only tidyUp uses it
 
-	results *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
+	metrics *metrics
 }
 
 func newPlatform(cfg Config, c *controller, images imageBuilder, repositories *gitserver.Repositories) *platform {
 	return &platform{
 		controller: c, images: images, repositories: repositories,
 		slots: make(chan struct{}, cfg.Builds), httpAddr: cfg.HTTPAddr, log: cfg.Log, pushed: map[string]bool{},
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "deis_builder_pushes_total", Help: "Complete pushes by what became of them: deployed, stored or failed.",
-		}, []string{"result"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "deis_builder_push_seconds", Help: "Time of the stages of deployed pushes: receive, build, rollout, total.",
-			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10), // 10 ms to 3 min
-		}, []string{"stage"}),
+		metrics: newMetrics(),
 	}
-}
-
-func (p *platform) register(r prometheus.Registerer) error {
-	return errors.Join(r.Register(p.results), r.Register(p.seconds))
 }
 
 // Authenticate implements gitserver.Platform.
@@ -78,17 +65,17 @@ func (p *platform) Receive(ctx context.Context, push gitserver.Push, out io.Writ
 	p.mu.Lock()
 	p.pushed[push.UUID] = true
 	p.mu.Unlock()
-	p.results.WithLabelValues(result).Inc()
+	p.metrics.pushes.WithLabelValues(result).Inc()
 	total := time.Since(t.start)
 	line := []any{"app", push.App, "uuid", push.UUID, "user", push.User.Name, "sha", sha, "result", result}
 	for _, s := range t.stages {
 		line = append(line, s.name+"_ms", s.took.Milliseconds())
 		if result == "deployed" {
-			p.seconds.WithLabelValues(s.name).Observe(s.took.Seconds())
+			p.metrics.stages.WithLabelValues(s.name).Observe(s.took.Seconds())
 		}
 	}
 	if result == "deployed" {
-		p.seconds.WithLabelValues("total").Observe(total.Seconds())
+		p.metrics.stages.WithLabelValues("total").Observe(total.Seconds())
 	}
 	p.log.Info("push", append(line, "total_ms", total.Milliseconds())...)
 	return err
@@ -209,6 +196,8 @@ func (p *platform) waitForSlot(ctx context.Context, out io.Writer) (release func
 	default:
 	}
 	fmt.Fprintf(out, "-----> Waiting for other builds to end (%d run, which is the limit)\n", cap(p.slots))
+	p.metrics.waiting.Inc()
+	defer p.metrics.waiting.Dec()
 	select {
 	case p.slots <- struct{}{}:
 		return release, nil
@@ -235,10 +224,17 @@ func (p *platform) build(ctx context.Context, push gitserver.Push, sha string, o
 	if err != nil {
 		return nil, err
 	}
-	return p.images.Build(ctx, build.Request{
+	p.metrics.running.Inc()
+	defer p.metrics.running.Dec()
+	var strategy paas.Strategy
+	began := time.Now()
+	result, err := p.images.Build(ctx, build.Request{
 		App: push.UUID, Tree: tree, Config: config, Cache: cache,
-		Log: func(line string) { fmt.Fprintln(out, line) },
+		Chosen: func(s paas.Strategy) { strategy = s },
+		Log:    func(line string) { fmt.Fprintln(out, line) },
 	})
+	p.metrics.built(strategy, err, time.Since(began))
+	return result, err
 }
 
 func buildHook(push gitserver.Push, sha string, r *build.Result) api.BuildHook {

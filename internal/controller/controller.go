@@ -64,7 +64,7 @@ type Config struct {
 	RegistrationMode string
 	// LogDrain lists where the lines of all apps go (see package drain); may be empty.
 	LogDrain string
-	// TestStopAt is "KIND:STEP", at which the controller kills itself: see rollout.Steps. It is for tests.
+	// TestStopAt is a file that says where a rollout is stopped: see stopAt. It is for tests.
 	TestStopAt string
 	// Disk bounds what apps take.
 	Disk DiskLimits
@@ -151,9 +151,6 @@ func newServer(cfg Config, builderKey string, st *store.Store, eng engine.Engine
 	s.settings.Store(cfg.defaults())
 	s.metrics = newMetrics(cfg.Metrics, s.routes)
 	st.Observe(s.metrics.stored)
-	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(diskCollector{s})
-	}
 	s.rollouts = rollout.New(rollout.Options{
 		Store: st, Engine: eng, Router: s.routes, Log: cfg.Log, Metrics: cfg.Metrics,
 		StartTimeout: cfg.StartTimeout, DrainLimit: cfg.DrainLimit, SkipWaits: cfg.Engine == EngineFake,
@@ -174,6 +171,11 @@ func (s *server) run(ctx context.Context) error {
 	var err error
 	if s.drains, err = newDrains(s); err != nil {
 		return err
+	}
+	if s.cfg.Metrics != nil {
+		if err := errors.Join(s.registerDisk(s.cfg.Metrics), s.cfg.Metrics.Register(expiries{s})); err != nil {
+			return err
+		}
 	}
 	work, ctx := errgroup.WithContext(ctx)
 	s.stopping = ctx.Done()

@@ -20,37 +20,42 @@ func openEngine(cfg Config) (engine.Engine, func() error, error) {
 	case EngineFake:
 		return fake.New(), func() error { return nil }, nil
 	case EngineContainerd:
-		self, err := os.Executable()
-		if err != nil {
-			return nil, nil, fmt.Errorf("find deis-shimlog: %w", err)
-		}
-		root, err := filepath.Abs(cfg.Root)
-		if err != nil {
-			return nil, nil, err
-		}
-		address := cfg.ContainerdAddress
-		if address == "" {
-			address = filepath.Join(root, "run", "containerd.sock")
-		}
-		public, err := parsePublic(cfg.PublicAddrs)
-		if err != nil {
-			return nil, nil, err
-		}
-		ports, prefixes, err := parseAllow(cfg.AppAllow)
-		if err != nil {
-			return nil, nil, err
-		}
-		e, err := containerd.New(containerd.Options{
-			Public: append(public, ports...), Allow: prefixes, InsecureRegistries: items(cfg.InsecureRegistries),
-			Address: address, Root: root, PlatformID: daemon.PlatformID(root), Namespace: cfg.ContainerdNamespace,
-			ShimLog: filepath.Join(filepath.Dir(self), "deis-shimlog"), Log: cfg.Log, Metrics: cfg.Metrics,
-		})
+		e, err := openContainerd(cfg)
 		if err != nil {
 			return nil, nil, err
 		}
 		return e, e.Close, nil
 	}
 	return nil, nil, fmt.Errorf("engine %q is neither containerd nor fake", cfg.Engine)
+}
+
+func openContainerd(cfg Config) (*containerd.Engine, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find deis-shimlog: %w", err)
+	}
+	root, err := filepath.Abs(cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	address := cfg.ContainerdAddress
+	if address == "" {
+		address = filepath.Join(root, "run", "containerd.sock")
+	}
+	public, err := parsePublic(cfg.PublicAddrs)
+	if err != nil {
+		return nil, err
+	}
+	ports, prefixes, err := parseAllow(cfg.AppAllow)
+	if err != nil {
+		return nil, err
+	}
+	return containerd.New(containerd.Options{
+		Address: address, Root: root, PlatformID: daemon.PlatformID(root), Namespace: cfg.ContainerdNamespace,
+		ShimLog: filepath.Join(filepath.Dir(self), "deis-shimlog"),
+		Public:  append(public, ports...), Allow: prefixes, InsecureRegistries: items(cfg.InsecureRegistries),
+		Log: cfg.Log, Metrics: cfg.Metrics,
+	})
 }
 
 // items are the parts of a list with commas.
@@ -66,11 +71,11 @@ func parsePublic(text string) ([]netip.AddrPort, error) {
 		if err != nil {
 			return nil, fmt.Errorf("DEIS_PUBLIC_ADDRS: %q: %w", item, err)
 		}
-		port := addr.AddrPort()
-		if !port.Addr().IsValid() {
-			port = netip.AddrPortFrom(netip.IPv4Unspecified(), port.Port())
+		host, _ := netip.AddrFromSlice(addr.IP)
+		if !host.IsValid() {
+			host = netip.IPv4Unspecified()
 		}
-		list = append(list, port)
+		list = append(list, netip.AddrPortFrom(host.Unmap(), uint16(addr.Port)))
 	}
 	return list, nil
 }

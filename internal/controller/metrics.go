@@ -2,7 +2,8 @@ package controller
 
 import (
 	"context"
-	"os"
+	"errors"
+	"math"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/deis/deis/internal/daemon"
 	"github.com/deis/deis/internal/store"
 )
 
@@ -58,59 +60,67 @@ func (m *metrics) stored(c store.Class, took time.Duration) {
 	m.store.WithLabelValues(string(c)).Observe(took.Seconds())
 }
 
-// diskTime bounds how long a scrape waits for the sizes.
-const diskTime = 5 * time.Second
+// registerDisk registers what the platform's directory holds and has room for.
+func (s *server) registerDisk(reg prometheus.Registerer) error {
+	gauge := func(name, help string, of func(size, free int64) int64) error {
+		return reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			size, free, err := s.fileSystem()
+			if err != nil {
+				return math.NaN()
+			}
+			return float64(of(size, free))
+		}))
+	}
+	return errors.Join(
+		daemon.DiskUsage(reg, "images", func(ctx context.Context) (int64, error) {
+			usage, err := s.usage(ctx)
+			return usage.Images, err
+		}),
+		daemon.DiskUsage(reg, "logs", func(ctx context.Context) (size int64, err error) {
+			usage, err := s.usage(ctx)
+			for _, app := range usage.Apps {
+				size += app.Logs
+			}
+			return size, err
+		}),
+		daemon.DiskUsage(reg, "database", func(ctx context.Context) (int64, error) {
+			return daemon.DirSize(ctx, filepath.Join(s.cfg.Root, "db"))
+		}),
+		gauge("deis_disk_size_bytes", "Size of the file system that the platform's directory is on.",
+			func(size, _ int64) int64 { return size }),
+		gauge("deis_disk_free_bytes", "What is free on it.", func(_, free int64) int64 { return free }),
+		gauge("deis_disk_reserve_bytes", "Pushes are refused while less is free.",
+			func(size, _ int64) int64 { return s.reserve(size) }))
+}
 
-var (
-	descDisk     = prometheus.NewDesc("deis_disk_bytes", "What takes the disk, by kind.", []string{"kind"}, nil)
-	descDiskSize = prometheus.NewDesc("deis_disk_size_bytes", "Size of the file system that the platform's directory is on.", nil, nil)
-	descDiskFree = prometheus.NewDesc("deis_disk_free_bytes", "What is free on it.", nil, nil)
-	descReserve  = prometheus.NewDesc("deis_disk_reserve_bytes", "Pushes are refused while less is free.", nil, nil)
+const (
+	// expirySoon and expiryPast bound which certificates Prometheus is told of, and
+	// maxExpiries how many: users upload them.
+	expirySoon, expiryPast = 30 * 24 * time.Hour, 7 * 24 * time.Hour
+	maxExpiries            = 100
+	// expiryTime bounds how long a scrape waits for the store.
+	expiryTime = 5 * time.Second
 )
 
-// diskCollector looks at the disk when Prometheus asks.
-type diskCollector struct{ s *server }
+var descExpiry = prometheus.NewDesc("deis_certificate_expiry_timestamp_seconds",
+	"End of uploaded certificates that end within 30 days or have ended in the last 7, the first 100.", []string{"name"}, nil)
+
+// expiries asks the store when Prometheus asks.
+type expiries struct{ s *server }
 
 // Describe implements prometheus.Collector.
-func (c diskCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descDisk, descDiskSize, descDiskFree, descReserve} {
-		ch <- d
-	}
-}
+func (c expiries) Describe(ch chan<- *prometheus.Desc) { ch <- descExpiry }
 
-// Collect implements prometheus.Collector. What cannot be looked at is left out:
-// that containerd is away must not hide all other metrics.
-func (c diskCollector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v int64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), diskTime)
+// Collect implements prometheus.Collector.
+func (c expiries) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), expiryTime)
 	defer cancel()
-	if usage, err := c.s.usage(ctx); err == nil {
-		logs := int64(0)
-		for _, app := range usage.Apps {
-			logs += app.Logs
-		}
-		gauge(descDisk, usage.Images, "images")
-		gauge(descDisk, logs, "logs")
+	now := time.Now()
+	ends, err := c.s.store.CertificateEnds(ctx, now.Add(-expiryPast), now.Add(expirySoon), maxExpiries)
+	if err != nil {
+		c.s.cfg.Log.Warn("the ends of certificates are not known", "error", err.Error())
 	}
-	if size, err := c.s.databaseSize(); err == nil {
-		gauge(descDisk, size, "database")
+	for name, end := range ends {
+		ch <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(end.Unix()), name)
 	}
-	if size, free, err := c.s.fileSystem(); err == nil {
-		gauge(descDiskSize, size)
-		gauge(descDiskFree, free)
-		gauge(descReserve, c.s.reserve(size))
-	}
-}
-
-// databaseSize is that of the store's files, in bytes.
-func (s *server) databaseSize() (size int64, err error) {
-	entries, err := os.ReadDir(filepath.Join(s.cfg.Root, "db"))
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			size += info.Size()
-		}
-	}
-	return size, err
 }

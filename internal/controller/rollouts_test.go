@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/engine/fake"
+	"github.com/deis/deis/internal/paas"
 )
 
 // What is under way and what failed can be seen, with its reason and without secrets.
@@ -212,16 +215,35 @@ func TestDestroyEndsOneOffs(t *testing.T) {
 	}
 }
 
+// A rollout that shall wait at a step waits there, once, until the file is gone.
 func TestStopAt(t *testing.T) {
-	for text, ok := range map[string]bool{
-		"deploy:healthy": true, "destroy:forgotten": true, "scale:succeeded": true,
-		"": false, "deploy": false, "deploy:never": false, "destroy:healthy": false, "nothing:pending": false,
-	} {
-		if err := CheckStopAt(text); (err == nil) != ok {
-			t.Errorf("%q: %v", text, err)
-		}
-	}
 	if stopAt("") != nil {
 		t.Error("a step for nothing")
 	}
+	file := filepath.Join(t.TempDir(), "stop-at")
+	step := stopAt(file)
+	step(paas.RolloutDeploy, "healthy") // there is no file
+	if err := os.WriteFile(file, []byte("deploy:healthy wait\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	step(paas.RolloutDeploy, "started")
+	step(paas.RolloutScale, "healthy")
+	if text, _ := os.ReadFile(file); len(text) == 0 {
+		t.Fatal("it stopped at another step")
+	}
+	went := make(chan struct{})
+	go func() { step(paas.RolloutDeploy, "healthy"); close(went) }()
+	for text := []byte{0}; len(text) > 0; time.Sleep(time.Millisecond) {
+		text, _ = os.ReadFile(file)
+	}
+	step(paas.RolloutDeploy, "healthy") // once is enough
+	select {
+	case <-went:
+		t.Fatal("it did not wait")
+	case <-time.After(5 * stopPoll):
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	<-went
 }

@@ -1,41 +1,40 @@
 package controller
 
 import (
-	"fmt"
-	"slices"
+	"errors"
+	"io/fs"
+	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/deis/deis/internal/paas"
-	"github.com/deis/deis/internal/rollout"
 )
 
-// CheckStopAt refuses a Config.TestStopAt that no rollout comes to.
-func CheckStopAt(text string) error {
-	kind, step, _ := strings.Cut(text, ":")
-	steps := rollout.Steps
-	switch paas.RolloutKind(kind) {
-	case paas.RolloutDeploy, paas.RolloutConfig, paas.RolloutRollback, paas.RolloutScale, paas.RolloutRestart:
-	case rollout.KindDestroy:
-		steps = rollout.DestroySteps
-	default:
-		return fmt.Errorf("%q is not KIND:STEP with the kind of a rollout or %s", text, rollout.KindDestroy)
-	}
-	if !slices.Contains(steps, step) {
-		return fmt.Errorf("%s has the steps %s", kind, strings.Join(steps, ", "))
-	}
-	return nil
-}
-
-// stopAt ends this process at a step as the kernel would, so that tests see what is left.
-func stopAt(text string) func(paas.RolloutKind, string) {
-	if text == "" {
+// stopAt is what a test does to this process at a step: a file, asked at each step, says "KIND:STEP" (see
+// rollout.Steps and rollout.DestroySteps). Then the file is emptied, so that it happens once, and this process ends
+// as the kernel would end it. With "KIND:STEP wait" the rollout stays at the step until the file
+// is gone; whatever else shall be killed there can be.
+func stopAt(file string) func(paas.RolloutKind, string) {
+	if file == "" {
 		return nil
 	}
 	return func(kind paas.RolloutKind, step string) {
-		if text == string(kind)+":"+step {
+		text, err := os.ReadFile(file)
+		at, how, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+		if err != nil || at != string(kind)+":"+step || os.Truncate(file, 0) != nil {
+			return
+		}
+		if how != "wait" {
 			_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL) // the signal is delivered before the call returns
 			select {}
 		}
+		for !errors.Is(err, fs.ErrNotExist) {
+			time.Sleep(stopPoll)
+			_, err = os.Stat(file)
+		}
 	}
 }
+
+// stopPoll is the time between two looks at the file of a rollout that waits.
+const stopPoll = 5 * time.Millisecond

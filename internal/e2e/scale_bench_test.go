@@ -18,9 +18,13 @@ import (
 	"text/tabwriter"
 	"time"
 
+	ctd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/daemon"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -69,6 +73,8 @@ type operator struct {
 	user, daemons api.Client
 	name          string
 	cli           *user
+	containerd    *ctd.Client
+	ctx           context.Context // containerd's
 }
 
 func newOperator(b *testing.B, name string) *operator {
@@ -77,7 +83,13 @@ func newOperator(b *testing.B, name string) *operator {
 	if err != nil {
 		b.Fatal(err)
 	}
-	o := &operator{name: name, cli: cli}
+	ct, err := ctd.New(filepath.Join(shared.root, "run", "containerd.sock"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { ct.Close() })
+	o := &operator{name: name, cli: cli, containerd: ct}
+	o.ctx = namespaces.WithNamespace(b.Context(), "deis-"+daemon.PlatformID(shared.root))
 	url := "http://deis.localhost" + shared.http[strings.LastIndex(shared.http, ":"):]
 	hc := shared.client(true)
 	hc.Timeout = 0 // a rollout takes as long as it takes
@@ -108,14 +120,26 @@ func (o *operator) image(b *testing.B, app string) api.BuildHook {
 	return api.BuildHook{Image: r.Image, Digest: r.Digest, SHA: r.SHA, Procfile: r.Procfile, Dockerfile: "true", Strategy: r.Strategy}
 }
 
-// deploy makes an app if need be, and brings an image live in it.
-func (o *operator) deploy(ctx context.Context, app string, build api.BuildHook) error {
+// create makes an app and brings an image live in it, as if it had been pushed and built.
+func (o *operator) create(ctx context.Context, app string, build api.BuildHook) error {
+	var made struct{ UUID string }
+	if err := o.user.Call(ctx, http.MethodPost, "/v1/apps/", map[string]string{"id": app}, &made); err != nil {
+		return fmt.Errorf("create %s: %w", app, err)
+	}
+	same, err := o.containerd.ImageService().Get(o.ctx, build.Image)
+	if err != nil {
+		return err
+	}
+	_, tag, _ := strings.Cut(build.Image, ":")
+	build.Image = "deis.internal/apps/" + made.UUID + ":" + tag
+	if _, err := o.containerd.ImageService().Create(o.ctx, images.Image{Name: build.Image, Target: same.Target}); err != nil {
+		return err
+	}
 	build.RepoHook = api.RepoHook{ReceiveUser: o.name, ReceiveRepo: app}
-	return o.daemons.Call(ctx, http.MethodPost, "/v1/hooks/build", build, nil)
-}
-
-func (o *operator) create(ctx context.Context, app string) error {
-	return o.user.Call(ctx, http.MethodPost, "/v1/apps/", map[string]string{"id": app}, nil)
+	if err := o.daemons.Call(ctx, http.MethodPost, "/v1/hooks/build", build, nil); err != nil {
+		return fmt.Errorf("deploy %s: %w", app, err)
+	}
+	return nil
 }
 
 func (o *operator) scale(ctx context.Context, app string, count int) error {
@@ -132,11 +156,8 @@ func (o *operator) fill(ctx context.Context, b *testing.B, image api.BuildHook, 
 			app := fmt.Sprintf("scale-%03d", n)
 			began := time.Now()
 			if n > 0 { // the first was pushed
-				if err := o.create(ctx, app); err != nil {
+				if err := o.create(ctx, app, image); err != nil {
 					return err
-				}
-				if err := o.deploy(ctx, app, image); err != nil {
-					return fmt.Errorf("deploy %s: %w", app, err)
 				}
 			}
 			if err := o.scale(ctx, app, each); err != nil {

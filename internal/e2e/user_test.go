@@ -85,18 +85,25 @@ func (u *user) push(t testing.TB, dir, message string) {
 }
 
 // client makes requests to hosts of the platform.
-func (p *platform) client(keepAlive bool) *http.Client {
+func (p *platform) client(keepAlive bool) *http.Client { return p.clientAt(p.http, keepAlive) }
+
+// clientAt makes them to one of the router's addresses.
+func (p *platform) clientAt(address string, keepAlive bool) *http.Client {
 	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "tcp", p.http)
+			return d.DialContext(ctx, "tcp", address)
 		},
 		MaxIdleConnsPerHost: 100, DisableKeepAlives: !keepAlive,
 	}}
 }
 
 func (p *platform) get(ctx context.Context, c *http.Client, host, path string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	return get(ctx, c, "http://"+host+path)
+}
+
+func get(ctx context.Context, c *http.Client, url string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
 	}
@@ -119,13 +126,22 @@ type load struct {
 	count    int
 	failures []string
 	bodies   map[string]int
+	took     []time.Duration
 }
 
 func (p *platform) startLoad(t *testing.T, host, path string, perSecond int) *load {
 	t.Helper()
+	return p.startLoadOver(t, p.client(true), "http", host, path, perSecond)
+}
+
+// startLoadOver makes it with a client that keeps connections.
+func (p *platform) startLoadOver(t *testing.T, kept *http.Client, scheme, host, path string, perSecond int) *load {
+	t.Helper()
+	transport := kept.Transport.(*http.Transport).Clone()
+	transport.DisableKeepAlives = true
+	fresh := &http.Client{Timeout: kept.Timeout, Transport: transport}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	l := &load{cancel: cancel, bodies: map[string]int{}}
-	kept, fresh := p.client(true), p.client(false)
 	l.done.Go(func() {
 		tick := time.NewTicker(time.Second / time.Duration(perSecond))
 		defer tick.Stop()
@@ -139,19 +155,20 @@ func (p *platform) startLoad(t *testing.T, host, path string, perSecond int) *lo
 			if n%2 == 1 {
 				c = fresh
 			}
-			l.done.Go(func() { l.one(p, c, host, path) })
+			l.done.Go(func() { l.one(c, scheme+"://"+host+path) })
 		}
 	})
 	t.Cleanup(func() { cancel(); l.done.Wait() })
 	return l
 }
 
-func (l *load) one(p *platform, c *http.Client, host, path string) {
+func (l *load) one(c *http.Client, url string) {
 	began := time.Now()
-	status, body, err := p.get(context.Background(), c, host, path)
+	status, body, err := get(context.Background(), c, url)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.count++
+	l.took = append(l.took, time.Since(began))
 	switch {
 	case err != nil:
 		l.failures = append(l.failures, fmt.Sprintf("%s after %v: %v", began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
@@ -168,10 +185,14 @@ func (l *load) stop(t *testing.T, want ...string) {
 	t.Helper()
 	l.cancel()
 	l.done.Wait()
+	if l.count == 0 {
+		t.Fatal("no request was made")
+	}
 	if len(l.failures) > 0 {
 		t.Errorf("%d of %d requests failed; the first: %s", len(l.failures), l.count, strings.Join(l.failures[:min(5, len(l.failures))], "\n"))
 	}
-	t.Logf("%d requests, %d failed, %d different answers", l.count, len(l.failures), len(l.bodies))
+	t.Logf("%d requests, %d failed, %d different answers, median %v, p99 %v", l.count, len(l.failures), len(l.bodies),
+		median(l.took).Round(100*time.Microsecond), quantile(l.took, 0.99).Round(100*time.Microsecond))
 	for _, w := range want {
 		seen := false
 		for body := range l.bodies {
@@ -179,6 +200,16 @@ func (l *load) stop(t *testing.T, want ...string) {
 		}
 		if !seen {
 			t.Errorf("no answer contained %q", w)
+		}
+	}
+}
+
+// wantOnly fails the test if any answer was without a text.
+func (l *load) wantOnly(t *testing.T, text string) {
+	t.Helper()
+	for body, n := range l.bodies {
+		if !strings.Contains(body, text) {
+			t.Errorf("%d answers without %q: %.200s", n, text, body)
 		}
 	}
 }

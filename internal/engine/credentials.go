@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -55,4 +56,4 @@ func (c Credentials) Format(f fmt.State, _ rune) {
 }
 
 // MarshalJSON hides them, in logs for example.
-func (c Credentials) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", c), nil }
+func (c Credentials) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(c)) }

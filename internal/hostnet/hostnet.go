@@ -200,9 +200,11 @@ func (n *Network) Keep(ctx context.Context, log *slog.Logger) {
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	last := ""
+	var kept []byte
 	for {
 		text := ""
-		if err := n.Ensure(ctx); err != nil && ctx.Err() == nil {
+		var err error
+		if kept, err = n.ensureAgain(ctx, kept); err != nil && ctx.Err() == nil {
 			text = err.Error()
 		}
 		if text != "" && text != last {
@@ -215,6 +217,29 @@ func (n *Network) Keep(ctx context.Context, log *slog.Logger) {
 		case <-tick.C:
 		}
 	}
+}
+
+// ensureAgain is Ensure, which runs a program, only where the kernel does not hold what it held after the
+// last time. It returns what it holds now, nil if that is not certain to be ours.
+func (n *Network) ensureAgain(ctx context.Context, kept []byte) ([]byte, error) {
+	if now, err := installed(n.Name); err == nil && kept != nil && bytes.Equal(now, kept) {
+		return kept, enableForwarding()
+	}
+	before, err := generation()
+	if err := errors.Join(err, n.Ensure(ctx)); err != nil {
+		return nil, err
+	}
+	now, err := installed(n.Name)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if after, err := generation(); err != nil || after != before+1 {
+		return nil, err // somebody else changed something meanwhile, perhaps our table
+	}
+	return now, nil
 }
 
 // Remove takes away the rules, the bridge, and the files. There must be no

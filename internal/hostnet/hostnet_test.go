@@ -190,6 +190,62 @@ func connect(a, b host, addrA, addrB string) {
 	b.do(func() error { return plug("out1", addrB) })
 }
 
+// linkLocal is the IPv6 address that a device has without anybody's doing.
+func (h host) linkLocal(device string) (addr netip.Addr) {
+	h.t.Helper()
+	h.do(func() error {
+		i, err := net.InterfaceByName(device)
+		if err != nil {
+			return err
+		}
+		addrs, err := i.Addrs()
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsLinkLocalUnicast() {
+				addr = p.Addr()
+			}
+		}
+		return err
+	})
+	if !addr.IsValid() {
+		h.t.Fatalf("%s has no link-local address", device)
+	}
+	return addr
+}
+
+// reaches reports whether h opens an IPv6 connection to a peer by eth0.
+func (h host) reaches(addr netip.Addr, peer host) (ok bool) {
+	h.t.Helper()
+	peer.do(func() error {
+		l, err := net.Listen("tcp6", "[::]:6666")
+		if err == nil {
+			h.t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
+	h.do(func() error {
+		c, err := net.DialTimeout("tcp6", "["+addr.WithZone("eth0").String()+"]:6666", 500*time.Millisecond)
+		if err == nil {
+			ok = true
+			c.Close()
+		}
+		return nil
+	})
+	return ok
+}
+
+// neighbour reports whether h knows, by ARP, the hardware address behind an address.
+func (h host) neighbour(addr netip.Addr) (ok bool) {
+	h.t.Helper()
+	h.do(func() error {
+		list, err := netlink.NeighList(0, netlink.FAMILY_V4)
+		for _, n := range list {
+			ok = ok || n.IP.Equal(addr.AsSlice()) && len(n.HardwareAddr) > 0
+		}
+		return err
+	})
+	return ok
+}
+
 func (h host) member(n *Network, id string) (host, netip.Addr) {
 	h.t.Helper()
 	path := filepath.Join(h.t.TempDir(), id)
@@ -267,7 +323,9 @@ func TestNetwork(t *testing.T) {
 	})
 	dir := t.TempDir()
 	apps := h.open(Options{Name: "deistest", Dir: dir, Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.3/32")}})
-	builds := h.open(Options{Name: "deistestb", Dir: dir, Closed: true, Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.5/32")}})
+	builds := h.open(Options{Name: "deistestb", Dir: dir, Closed: true, Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.5/32")}, Ports: []netip.AddrPort{
+		netip.MustParseAddrPort("[::]:8080"), netip.MustParseAddrPort("198.51.100.1:8443"), netip.MustParseAddrPort("[fe80::1]:81"), {},
+	}})
 	if apps.Subnet.Overlaps(builds.Subnet) {
 		t.Fatalf("%v overlaps %v", apps.Subnet, builds.Subnet)
 	}
@@ -301,7 +359,10 @@ func TestNetwork(t *testing.T) {
 	for _, m := range []host{h, outside, one, two, build, third} {
 		m.serve(":80")
 	}
-	h.serve(":53")
+	for _, port := range []string{":53", ":8080", ":8443"} {
+		h.serve(port)
+	}
+	outside.serve(":53")
 	h.do(func() error { // an address of the host that a closed network may reach
 		link, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -355,6 +416,10 @@ func TestNetwork(t *testing.T) {
 			{"build to the host's address outside", build, "198.51.100.1:80", ""},
 			{"build to the host's address among members", build, gateway + ":80", ""},
 			{"build to the host's resolver", build, builds.Gateway.String() + ":53", addrBuild.String()},
+			{"build to a port of the host that is allowed", build, builds.Gateway.String() + ":8080", addrBuild.String()},
+			{"build to a port of one of the host's addresses", build, "198.51.100.1:8443", addrBuild.String()},
+			{"build to that port of another address", build, builds.Gateway.String() + ":8443", ""},
+			{"member to a resolver at a denied address", one, "198.51.100.3:53", "198.51.100.1"},
 			{"build to an address of the host that is allowed", build, "198.51.100.5:80", addrBuild.String()},
 			{"build to another build", build, addrThird.String() + ":80", ""},
 			{"build to another build, both of others' making", other, addrThird.String() + ":80", ""},
@@ -367,6 +432,21 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 	checks("at first")
+	for what, peer := range map[string]struct {
+		host
+		addr netip.Addr
+	}{"another member": {two, addrTwo}, "the host": {h, apps.Gateway}} {
+		device := "eth0"
+		if what == "the host" {
+			device = apps.Bridge
+		}
+		if addr := peer.linkLocal(device); one.reaches(addr, peer.host) {
+			t.Errorf("a member reaches %s by IPv6 at %s", what, addr)
+		}
+	}
+	if one.neighbour(addrTwo) || !one.neighbour(apps.Gateway) {
+		t.Error("a member knows another's hardware address, or not that of the host")
+	}
 
 	// The administrator's "nft flush ruleset" is undone.
 	h.do(func() error { return exec.Command("nft", "flush", "ruleset").Run() })
@@ -498,4 +578,23 @@ func TestNamespace(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Error("left behind")
 	}
+}
+
+func TestOwn(t *testing.T) {
+	h := newHost(t)
+	n := h.open(Options{Name: "deistest", Dir: t.TempDir()})
+	_, addr := h.member(n, "one")
+	h.do(func() error {
+		for text, want := range map[string]bool{
+			"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "0.0.0.0": true,
+			"169.254.169.254": true, "100.100.100.200": true, "fe80::1": true, "224.0.0.1": true,
+			n.Gateway.String(): true, addr.String(): true, n.Subnet.Addr().Next().Next().Next().Next().String(): true,
+			"203.0.113.7": false, "10.0.0.7": false, "2001:db8::1": false,
+		} {
+			if got := Own(netip.MustParseAddr(text)); got != want {
+				t.Errorf("Own(%s) = %t", text, got)
+			}
+		}
+		return nil
+	})
 }

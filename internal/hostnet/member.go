@@ -77,7 +77,7 @@ func (n *Network) Isolate() error {
 	if err != nil {
 		return fmt.Errorf("isolate the members of network %s: %w", n.Name, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("isolate the members of network %s: %w", n.Name, err)
 	}

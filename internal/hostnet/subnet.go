@@ -96,11 +96,11 @@ func takenPrefixes(bridge string) ([]netip.Prefix, error) {
 	if link, err := netlink.LinkByName(bridge); err == nil {
 		own = link.Attrs().Index
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -116,6 +116,19 @@ func takenPrefixes(bridge string) ([]netip.Prefix, error) {
 		}
 	}
 	return taken, nil
+}
+
+// dumps is how often the kernel is asked for a list that changes while it is read.
+const dumps = 100
+
+// whole lists until the list did not change meanwhile.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumps {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 func appendPrefix(list []netip.Prefix, s string) []netip.Prefix {

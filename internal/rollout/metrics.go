@@ -27,6 +27,11 @@ type metrics struct {
 	desc   *prometheus.Desc
 }
 
+// kinds are those of rollouts.
+var kinds = []paas.RolloutKind{
+	paas.RolloutDeploy, paas.RolloutConfig, paas.RolloutRollback, paas.RolloutScale, paas.RolloutRestart,
+}
+
 func newMetrics(reg prometheus.Registerer, queue func() (running, waiting int)) *metrics {
 	m := &metrics{
 		rollouts: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -60,6 +65,11 @@ func newMetrics(reg prometheus.Registerer, queue func() (running, waiting int)) 
 		states: map[string]map[paas.InstanceState]int{},
 		desc: prometheus.NewDesc("deis_instances", "Instances that should run or are being started, by state.",
 			[]string{"state"}, nil),
+	}
+	for _, kind := range kinds { // what is zero and not missing can be seen to begin
+		m.rollouts.WithLabelValues(string(kind), "succeeded")
+		m.rollouts.WithLabelValues(string(kind), "failed")
+		m.failures.WithLabelValues(string(kind), "starting")
 	}
 	if reg != nil {
 		gauge := func(name, help string, f func() int) prometheus.GaugeFunc {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/deis/deis/internal/paas"
 )
@@ -78,6 +79,25 @@ func (s *Store) Certificate(ctx context.Context, owner, name string) (paas.Certi
 func (s *Store) ServedCertificate(ctx context.Context, app, name string) (paas.Certificate, error) {
 	return one(ctx, s.reads, s.scanCertificate, "SELECT "+certColumns+" FROM "+certTables+
 		" WHERE c.common_name = ? AND "+mayServe, name, app, app)
+}
+
+// CertificateEnds returns the names of certificates that end within a span, the first ones, with
+// their ends.
+func (s *Store) CertificateEnds(ctx context.Context, from, to time.Time, limit int) (map[string]time.Time, error) {
+	type end struct {
+		name string
+		at   time.Time
+	}
+	list, err := collect(ctx, s.reads, func(row scanner) (e end, err error) {
+		err = row.Scan(&e.name, (*stamp)(&e.at))
+		return e, err
+	}, "SELECT common_name, expires FROM certificates WHERE expires BETWEEN ? AND ? ORDER BY expires LIMIT ?",
+		micros(from), micros(to), limit)
+	ends := map[string]time.Time{}
+	for _, e := range list {
+		ends[e.name] = e.at
+	}
+	return ends, err
 }
 
 // DeleteCertificate removes a user's certificate.

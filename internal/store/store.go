@@ -278,7 +278,10 @@ func page[T any](ctx context.Context, q querier, p Page, scan func(scanner) (T, 
 ) (List[T], error) {
 	var l List[T]
 	var err error
-	count := func(row scanner) (n int, err error) { return n, row.Scan(&n) }
+	count := func(row scanner) (n int, err error) {
+		err = row.Scan(&n)
+		return n, err
+	}
 	if l.Count, err = one(ctx, q, count, "SELECT COUNT(*) FROM "+from, args...); err != nil {
 		return l, fmt.Errorf("count: %w", err)
 	}

@@ -293,12 +293,14 @@ func (s *Server) newController(ctx context.Context) (*control.Controller, error)
 // and returns nil. It returns an error when containerd stays away for longer
 // than a restart takes. A Server serves once.
 func (s *Server) Serve(ctx context.Context) error {
+	after := &collector{server: s}
 	defer func() {
+		after.wait()
 		s.close() // gives up the namespaces in reserve, the network's last members
 		s.removeNetwork()
 	}()
 	srv := grpc.NewServer(
-		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
+		grpc.ChainUnaryInterceptor(after.afterBuild, grpcerrors.UnaryServerInterceptor),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),

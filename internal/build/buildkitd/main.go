@@ -61,7 +61,7 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 		Listener:          listener,
 		ContainerdAddress: socketPath(containerdAddress, filepath.Join(root, "run", "containerd.sock")),
 		Namespace:         namespace,
-		CgroupParent:      "/deis-" + id + "/build",
+		CgroupParent:      "/deis-" + id + "-build",
 		Network:           network,
 		MaxCache:          maxCache,
 		Allow:             allowed,
@@ -69,6 +69,9 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 		Log:               d.Log,
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.register(d.Metrics); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,8 +27,8 @@ func (e *Engine) imagesOf(ctx context.Context, app string) ([]images.Image, erro
 	return list, wrap(err, "list images")
 }
 
-// Collect implements engine.Engine. The names go; containerd then collects what
-// nothing refers to any more.
+// Collect implements engine.Engine. The names go, and with the last one what nothing refers to any
+// more.
 func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image) bool) error {
 	if !validApp.MatchString(app) {
 		return nil
@@ -37,12 +38,16 @@ func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image
 	if err != nil {
 		return err
 	}
-	for _, img := range list {
-		if keep(engine.Image{Name: img.Name, Digest: img.Target.Digest.String(), Updated: img.UpdatedAt}) {
-			continue
-		}
+	list = slices.DeleteFunc(list, func(img images.Image) bool {
+		return keep(engine.Image{Name: img.Name, Digest: img.Target.Digest.String(), Updated: img.UpdatedAt})
+	})
+	for i, img := range list {
 		e.images.drop(img.Name)
-		if err := unlessGone(e.client.ImageService().Delete(ctx, img.Name)); err != nil {
+		var how []images.DeleteOpt
+		if i == len(list)-1 { // by itself containerd collects after a hundred changes only
+			how = append(how, images.SynchronousDelete())
+		}
+		if err := unlessGone(e.client.ImageService().Delete(ctx, img.Name, how...)); err != nil {
 			return wrap(err, "remove image %s", img.Name)
 		}
 		e.opts.Log.Info("removed an image that no kept release needs", "app", app, "image", img.Name)

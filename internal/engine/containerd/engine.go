@@ -351,7 +351,7 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	return &metrics{
+	m := &metrics{
 		start: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "deis_engine_start_seconds",
 			Help:    "Time from the wish for an instance until its process runs.",
@@ -362,6 +362,10 @@ func newMetrics() *metrics {
 			Help: "Instances whose process ended though nobody stopped it: by itself (exit), by the memory limit (oom).",
 		}, []string{"how"}),
 	}
+	for _, how := range []string{"exit", "oom"} { // what is zero and not missing can be seen to begin
+		m.ends.WithLabelValues(how)
+	}
+	return m
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {

@@ -299,7 +299,7 @@ func (p *pull) unreachable(err error) string {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return fmt.Sprintf("%s cannot be pulled: the certificate of %s is not trusted: %v. An operator can add its authority to those of the machine.", name, host, e.Err)
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || errors.Is(err, errPlain) {
+	if errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errPlain) {
 		return fmt.Sprintf("%s cannot be pulled from %s: %v. An operator can allow that with DEIS_INSECURE_REGISTRIES.", name, host, errPlain)
 	}
 	for _, known := range []error{errSilent, errPlace, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNRESET} {

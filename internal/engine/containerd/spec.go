@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -29,8 +30,12 @@ const (
 	oomScoreAdjust = 500
 	// scratchSize bounds each directory that is in memory; the memory limit counts it too.
 	scratchSize = "64m"
-	// minShares is the least that the kernel takes.
-	minShares = 2
+	// minShares is the least that the kernel takes. defaultShares, what an instance has without a limit, is the most of contract 5.2
+	// and the kernel's default in version 1; in version 2 the kernel's default would be more than that.
+	minShares, defaultShares = 2, 1024
+
+	// cgroup2 is there in version 2 of control groups.
+	cgroup2 = "/sys/fs/cgroup/cgroup.controllers"
 
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
@@ -83,9 +88,7 @@ func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.
 	if process.Memory > 0 {
 		opts = append(opts, withMemoryLimit(process.Memory))
 	}
-	if process.CPUShares > 0 {
-		opts = append(opts, oci.WithCPUShares(uint64(max(process.CPUShares, minShares))))
-	}
+	opts = append(opts, oci.WithCPUShares(uint64(max(cmp.Or(process.CPUShares, defaultShares), minShares))))
 	if process.ReadOnly {
 		opts = append(opts, oci.WithRootFSReadonly(), withScratch)
 	}
@@ -174,8 +177,10 @@ func withOwnCgroup(_ context.Context, _ oci.Client, _ *containers.Container, s *
 		Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 		Options: []string{"ro", "nosuid", "noexec", "nodev"},
 	})
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+	if _, err := os.Stat(cgroup2); err == nil {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	} else { // in version 1 the groups are below a tmpfs, which runc leaves open
+		s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/sys/fs/cgroup")
 	}
 	return nil
 }
@@ -212,7 +217,7 @@ func withMemoryLimit(limit int64) oci.SpecOpts {
 
 // countsSwap tells for version 2 and version 1 of control groups.
 func countsSwap() bool {
-	for _, path := range []string{"/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"} {
+	for _, path := range []string{cgroup2, "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"} {
 		if _, err := os.Stat(path); err == nil {
 			return true
 		}

@@ -2,9 +2,13 @@ package containerd
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
@@ -58,6 +62,74 @@ func TestStartFailure(t *testing.T) {
 	}
 	if got := startFailure(nil); got != "" {
 		t.Errorf("no error: %q", got)
+	}
+}
+
+// TestSpec: the confinement that does not depend on this machine.
+func TestSpec(t *testing.T) {
+	e := &Engine{opts: Options{Root: "/root-of-platform", PlatformID: "abc"}}
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	make := func(p engine.Process) *specs.Spec {
+		t.Helper()
+		p.Command = []string{"true"}
+		s, err := e.spec(ctx, &image{}, record{ID: newID()}, p, &containers.Container{ID: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := make(engine.Process{Memory: 64 << 20, CPUShares: 1})
+	res := s.Linux.Resources
+	if *res.Memory.Limit != 64<<20 || countsSwap() != (res.Memory.Swap != nil) || res.Memory.Swap != nil && *res.Memory.Swap != 64<<20 {
+		t.Errorf("memory %+v", res.Memory)
+	}
+	if *res.CPU.Shares != 2 || *res.Pids.Limit != pidsLimit {
+		t.Errorf("CPU shares %d, processes %d", *res.CPU.Shares, *res.Pids.Limit)
+	}
+	if len(res.Devices) == 0 || res.Devices[0].Allow || res.Devices[0].Access != "rwm" {
+		t.Errorf("devices are not refused at first: %+v", res.Devices)
+	}
+	if caps := s.Process.Capabilities; !slices.Equal(caps.Bounding, capabilities) || !slices.Equal(caps.Effective, capabilities) ||
+		!slices.Equal(caps.Permitted, capabilities) || len(caps.Ambient) > 0 || len(caps.Inheritable) > 0 {
+		t.Errorf("capabilities %+v", caps)
+	}
+	if !s.Process.NoNewPrivileges || s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActErrno {
+		t.Error("no new privileges or system calls are not confined")
+	}
+	if s.Root.Readonly || *s.Process.OOMScoreAdj != oomScoreAdjust {
+		t.Errorf("root %+v, OOM score %d", s.Root, *s.Process.OOMScoreAdj)
+	}
+	for _, path := range []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"} {
+		if !slices.Contains(s.Linux.MaskedPaths, path) {
+			t.Errorf("%s is not masked", path)
+		}
+	}
+	for _, path := range []string{"/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"} {
+		if !slices.Contains(s.Linux.ReadonlyPaths, path) {
+			t.Errorf("%s is not read-only", path)
+		}
+	}
+	for _, m := range s.Mounts {
+		if (m.Destination == "/sys" || m.Destination == "/sys/fs/cgroup") && !slices.Contains(m.Options, "ro") {
+			t.Errorf("%s is mounted with %v", m.Destination, m.Options)
+		}
+	}
+	kinds := map[specs.LinuxNamespaceType]bool{}
+	for _, ns := range s.Linux.Namespaces {
+		kinds[ns.Type] = true
+	}
+	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+		if !kinds[kind] {
+			t.Errorf("no namespace of its own: %s", kind)
+		}
+	}
+
+	s = make(engine.Process{ReadOnly: true})
+	if *s.Linux.Resources.CPU.Shares != 1024 || s.Linux.Resources.Memory != nil && s.Linux.Resources.Memory.Limit != nil || !s.Root.Readonly {
+		t.Errorf("without limits: %+v", s.Linux.Resources)
+	}
+	if !slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/tmp" && m.Type == "tmpfs" }) {
+		t.Error("nothing can be written to")
 	}
 }
 

@@ -1,6 +1,7 @@
 // The end-to-end tests' app: says who it is, echoes WebSockets, answers slowly
 // when asked to, and ends requests under way when it is told to stop. With an argument it fails (crash), is a worker
-// (work), ends at once (ok) or, in a build, fills a file (blob BYTES).
+// (work), ends at once (ok) or, in a build, fills a file (blob BYTES). As /bin/sh it runs a line of a Procfile in an
+// image that has no shell.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,7 +26,7 @@ func main() {
 		other(os.Args[1:])
 		return
 	}
-	text, err := os.ReadFile("/message")
+	text, err := os.ReadFile("message")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -75,6 +77,10 @@ func other(args []string) {
 		defer stop()
 		fmt.Println("working")
 		<-ctx.Done()
+	case "-c": // paas.ShellCommand
+		line := strings.Fields(args[2])
+		fmt.Fprintln(os.Stderr, syscall.Exec(line[0], line, os.Environ()))
+		os.Exit(1)
 	case "ok":
 		fmt.Println("done")
 	case "blob":

@@ -6,6 +6,7 @@ package containerdtest
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -207,6 +208,8 @@ func (d *Daemon) unmount(dir string) {
 type Image struct {
 	Name   string
 	Config ocispec.ImageConfig
+	// Architecture is this machine's if empty.
+	Architecture string
 	// Files are paths without leading slash and their content.
 	Files map[string]string
 }
@@ -264,7 +267,7 @@ func Blobs(img Image) (map[digest.Digest][]byte, ocispec.Descriptor, error) {
 		return nil, ocispec.Descriptor{}, err
 	}
 	config := marshal(ocispec.Image{
-		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		Platform: ocispec.Platform{Architecture: cmp.Or(img.Architecture, runtime.GOARCH), OS: "linux"},
 		Config:   img.Config,
 		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}},
 	})
