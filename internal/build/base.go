@@ -109,7 +109,7 @@ var BaseImageNames = []string{"deis/run", "deis/build", "deis/lifecycle"}
 // RecipeLabel of an image's record holds the hash of what the image was made from.
 const RecipeLabel = "deis.recipe"
 
-// BaseImages brings the base images into containerd's store, unpacked. Their layers are made from
+// BaseImages brings the base images into containerd's store, deis/run unpacked. Their layers are made from
 // Debian packages when the cache does not have them (minutes, as root, with a Debian mirror), and imported
 // when the store has no image of the same recipe (seconds). It may run in several processes at once.
 func BaseImages(ctx context.Context, cfg BaseConfig) error {
@@ -283,7 +283,8 @@ func packProgram(w *tar.Writer, path string) error {
 // image imports an image unless one of the same recipe is there.
 func (im *importer) image(ctx context.Context, name, tag, recipe string, conf ocispec.ImageConfig, files func() ([]string, error)) error {
 	ref := "docker.io/" + name + ":" + tag
-	if have, err := im.store.Image(ctx, ref); err == nil && have.Labels[RecipeLabel] == recipe && im.store.Unpacked(ctx, ref) {
+	runs := name == "deis/run" // the others are for builds only
+	if have, err := im.store.Image(ctx, ref); err == nil && have.Labels[RecipeLabel] == recipe && (!runs || im.store.Unpacked(ctx, ref)) {
 		return nil
 	}
 	start := time.Now()
@@ -308,6 +309,11 @@ func (im *importer) image(ctx context.Context, name, tag, recipe string, conf oc
 	}
 	if _, err := im.store.Put(ctx, ref, config, layers, map[string]string{RecipeLabel: recipe}); err != nil {
 		return err
+	}
+	if runs {
+		if err := im.store.Unpack(ctx, ref); err != nil {
+			return err
+		}
 	}
 	im.cfg.Log(fmt.Sprintf("%sbase image %s is there (%.1fs)", indent, strings.TrimSuffix(name+":"+tag, ":latest"), time.Since(start).Seconds()))
 	return nil

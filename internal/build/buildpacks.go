@@ -385,7 +385,11 @@ func (j *buildpacksJob) once(ctx context.Context, c gateway.Client, res *Result,
 		return err
 	}
 	j.mark(&config.Config)
-	desc, err := j.images.Put(leased, ImageName(j.App, j.Tree.Commit), config, layers, nil)
+	name := ImageName(j.App, j.Tree.Commit)
+	desc, err := j.images.Put(leased, name, config, layers, nil)
+	if err == nil {
+		err = j.images.Unpack(leased, name)
+	}
 	if errdefs.IsNotFound(err) { // collected since it was looked for
 		return errors.Join(errLost, err)
 	}

@@ -21,6 +21,8 @@ const (
 	configAppDir = "DEIS_APP_DIR"
 	// configLimits begins the names of limits (DEIS_BUILD_MEMORY and others).
 	configLimits = "DEIS_BUILD_"
+	// configRegistry begins the names of credentials for pulling images, which no build needs.
+	configRegistry = "DEIS_REGISTRY"
 )
 
 // plan is how a commit is built, and from what.
@@ -110,5 +112,6 @@ func platformEnv(config map[string]string, project projectFile) map[string]strin
 }
 
 func steers(name string) bool {
-	return name == configBuildpack || name == configBuilder || name == configAppDir || strings.HasPrefix(name, configLimits)
+	return name == configBuildpack || name == configBuilder || name == configAppDir ||
+		strings.HasPrefix(name, configLimits) || strings.HasPrefix(name, configRegistry)
 }

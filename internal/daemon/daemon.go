@@ -64,7 +64,7 @@ type Daemon struct {
 // Main runs a daemon until it ends by itself, or SIGINT or SIGTERM ends ctx,
 // and exits: 0 after a clean end, 1 after an error, 2 on bad settings. run
 // declares its settings, calls Parse, opens its listeners and works until ctx
-// ends. args are the arguments without the program's name.
+// ends. args are the arguments without the program's name; --version alone is answered.
 func Main(name string, args []string, run func(ctx context.Context, d *Daemon, args []string) error) {
 	execute(name, args, run, func(d *Daemon, err error) { d.Log.Error("ended", "error", err.Error()) })
 }
@@ -83,6 +83,10 @@ func Command(name string, args []string, run func(ctx context.Context, d *Daemon
 func execute(name string, args []string, run func(ctx context.Context, d *Daemon, args []string) error, report func(*Daemon, error)) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
+		fmt.Println(name, Version)
+		return
+	}
 	d := newDaemon(name)
 	err := run(ctx, d, args)
 	usage := &usageError{}

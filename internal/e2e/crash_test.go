@@ -73,6 +73,8 @@ type crashState struct {
 	message, greeting string
 	count             map[string]int // by process type
 	gone              bool
+	// former are containers that must not be there any more.
+	former []string
 }
 
 // instances is how many run.
@@ -234,8 +236,19 @@ func (m *crashMatrix) rollback(t *testing.T) (string, func(context.Context) erro
 	return app, m.deis(app, "rollback")
 }
 
-func (m *crashMatrix) restart(*testing.T) (string, func(context.Context) error) {
-	return "crash-v", m.deis("crash-v", "ps:restart")
+// restart gives every instance a successor.
+func (m *crashMatrix) restart(t *testing.T) (string, func(context.Context) error) {
+	const app = "crash-v"
+	list, err := m.p.containers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if c.app == app {
+			m.state[app].former = append(m.state[app].former, c.id)
+		}
+	}
+	return app, m.deis(app, "ps:restart")
 }
 
 func (m *crashMatrix) scale(app string, count int) (string, func(context.Context) error) {
@@ -463,6 +476,9 @@ func (m *crashMatrix) wantNothingLeft(t *testing.T) {
 			t.Errorf("instances of two releases run: %v", list)
 		}
 		version[c.app] = c.version
+		if slices.Contains(m.state[c.app].former, c.id) {
+			t.Errorf("%v was to be replaced", c)
+		}
 		if count[c.app] == nil {
 			count[c.app] = map[string]int{}
 		}

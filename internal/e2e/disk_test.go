@@ -45,9 +45,6 @@ func TestSmallDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.env = append(p.env, "DEIS_DRAIN_LIMIT=1s", fmt.Sprintf("DEIS_KEEP_RELEASES=%d", keep), "DEIS_BUILD_CACHE="+envOr("DEIS_DISK_CACHE", "60M"))
-	if err := p.start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(p.logs())
@@ -56,6 +53,9 @@ func TestSmallDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	if err := p.start(); err != nil {
+		t.Fatal(err)
+	}
 	u := p.newUser(t, "disk")
 	dir := u.newApp(t, "e2e-disk")
 	writeFile(t, dir, "Dockerfile", fmt.Sprintf("FROM scratch\nCOPY app /app\nCOPY message /message\nRUN [\"/app\", \"blob\", \"%d\"]\nEXPOSE 5000\nCMD [\"/app\"]\n", layer))
@@ -110,10 +110,10 @@ func mountLoop(t *testing.T, dir string, size int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// A namespace that a process still leaves goes with it.
-		var err error
-		for range 50 {
-			if err = unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
+		err := unmountBelow(dir)
+		for range 50 { // what ends now may have it open
+			if e := unix.Unmount(dir, 0); !errors.Is(e, unix.EBUSY) {
+				err = errors.Join(err, e)
 				break
 			}
 			time.Sleep(100 * time.Millisecond)

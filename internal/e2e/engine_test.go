@@ -17,6 +17,7 @@ import (
 	"time"
 
 	ctd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
@@ -33,7 +34,9 @@ type container struct {
 	address       string // without port
 }
 
-func (c container) String() string { return fmt.Sprintf("%s_v%d.%s.%d", c.app, c.version, c.kind, c.num) }
+func (c container) String() string {
+	return fmt.Sprintf("%s_v%d.%s.%d", c.app, c.version, c.kind, c.num)
+}
 
 // id is what names things of the platform on the host.
 func (p *platform) id() string { return daemon.PlatformID(p.root) }
@@ -133,10 +136,13 @@ func (p *platform) left() (left []string, err error) {
 			return err
 		}
 		compare("snapshots", ours)
-		leases, err := c.LeasesService().List(ctx)
-		for _, l := range leases {
-			// BuildKit's cache is one lease for each record; its others are marked as temporary, containerd's
-			// clients' expire. Nothing of either may be left when nothing is under way.
+		held, err := c.LeasesService().List(ctx)
+		for _, l := range held {
+			// BuildKit's cache is a lease for each record, and one for a record that it mounted to read from. Its
+			// others are marked as temporary, those of containerd's clients expire: when nothing is under way there are none.
+			if record, ok := strings.CutSuffix(l.ID, "-view"); ok && slices.ContainsFunc(held, func(l leases.Lease) bool { return l.ID == record }) {
+				continue
+			}
 			_, temporary := l.Labels["buildkit/lease.temporary"]
 			_, expires := l.Labels["containerd.io/gc.expire"]
 			if temporary || expires {

@@ -64,6 +64,7 @@ func TestRebase(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("rebase of %d apps took %v\n%s", count, time.Since(began), out)
+	time.Sleep(300 * time.Millisecond)
 	for n, l := range loads {
 		l.stop(t, "release=v2", "release=v3")
 		if want := fmt.Sprintf("       done, e2e-base-%d:v3\n", n); !strings.Contains(out, want) {

@@ -198,19 +198,7 @@ func processAlive(pid int) bool {
 // forgetBoot takes away what does not outlive a boot: mounts, what is below run/, control groups, bridges, firewall
 // tables, and the id of the boot, of which the router keeps a note.
 func (p *platform) forgetBoot() error {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	lines := strings.Split(strings.TrimSpace(string(mounts)), "\n")
-	for _, line := range slices.Backward(lines) {
-		if point := strings.Fields(line)[4]; strings.HasPrefix(point, p.root+"/") {
-			errs = append(errs, unix.Unmount(point, unix.MNT_DETACH))
-		}
-	}
-	run := filepath.Join(p.root, "run")
-	errs = append(errs, os.RemoveAll(run), p.removeCgroups())
+	errs := []error{unmountBelow(p.root), os.RemoveAll(filepath.Join(p.root, "run")), p.removeCgroups()}
 	for _, bridge := range []string{"deis" + p.id(), "deis" + p.id() + "b"} {
 		errs = append(errs, ignoreMissing(exec.Command("ip", "link", "delete", bridge).CombinedOutput()))
 	}
@@ -222,6 +210,26 @@ func (p *platform) forgetBoot() error {
 		}
 	}
 	return errors.Join(append(errs, p.otherBoot())...)
+}
+
+// mountsBelow lists what is mounted below a directory, the latest first.
+func mountsBelow(dir string) (points []string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			points = append(points, f[4])
+		}
+	}
+	slices.Reverse(points)
+	return points
+}
+
+func unmountBelow(dir string) error {
+	var errs []error
+	for _, point := range mountsBelow(dir) {
+		errs = append(errs, unix.Unmount(point, unix.MNT_DETACH))
+	}
+	return errors.Join(errs...)
 }
 
 func ignoreMissing(out []byte, err error) error {

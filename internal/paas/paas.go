@@ -244,7 +244,7 @@ type Instance struct {
 	// Restarts counts how often the platform started it again. The store counts.
 	Restarts int
 	Created  time.Time
-	Updated time.Time
+	Updated  time.Time
 }
 
 // Domain is a custom host name of an app.

@@ -44,7 +44,7 @@ func defaultBuilder(ctx context.Context, images *imagestore.Store, cfg build.Bas
 	if err != nil {
 		return err
 	}
-	if have, err := images.Image(ctx, build.DefaultBuilder); err == nil && have.Labels[build.RecipeLabel] == recipe && images.Unpacked(ctx, build.DefaultBuilder) {
+	if have, err := images.Image(ctx, build.DefaultBuilder); err == nil && have.Labels[build.RecipeLabel] == recipe {
 		return nil
 	}
 	start := time.Now()

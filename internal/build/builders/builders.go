@@ -293,7 +293,10 @@ func (c *Client) Rebase(ctx context.Context, from, to string) (digest.Digest, er
 		return "", err
 	}
 	rebased, err := c.images.Image(ctx, to)
-	return rebased.Target.Digest, err
+	if err != nil {
+		return "", err
+	}
+	return rebased.Target.Digest, c.images.Unpack(ctx, to)
 }
 
 // fullName is a name as the store has it: docker.io/deis/builder:latest for deis/builder.

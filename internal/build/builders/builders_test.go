@@ -215,9 +215,6 @@ func TestDefaultBuilder(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Digest != b.Digest {
 		t.Errorf("list: %+v, %v", list, err)
 	}
-	if !shared.store.Unpacked(t.Context(), build.DefaultBuilder) {
-		t.Error("the builder is not unpacked")
-	}
 }
 
 // operatorsBuilder is a directory with a builder.toml and one buildpack.

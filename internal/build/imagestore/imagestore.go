@@ -199,7 +199,7 @@ func (s *Store) ReadJSON(ctx context.Context, desc ocispec.Descriptor, into any)
 }
 
 // Put makes an image of a configuration and of layers that are in the store
-// already, gives it a name, which it takes from whatever had it, and unpacks it. config.RootFS
+// already, and gives it a name, which it takes from whatever had it. config.RootFS
 // must name the layers' diff IDs. Labels are those of the name's record. Call it with a Lease.
 func (s *Store) Put(ctx context.Context, name string, config ocispec.Image, layers []ocispec.Descriptor, labels map[string]string) (ocispec.Descriptor, error) {
 	if config.Architecture == "" {
@@ -296,8 +296,18 @@ func (s *Store) name(ctx context.Context, img images.Image) error {
 	if err != nil && !errdefs.IsAlreadyExists(err) { // made by another process meanwhile
 		return fmt.Errorf("name image %s: %w", img.Name, err)
 	}
-	if err := containerd.NewImage(s.client, img).Unpack(ctx, defaults.DefaultSnapshotter); err != nil {
-		return fmt.Errorf("unpack image %s: %w", img.Name, err)
+	return nil
+}
+
+// Unpack makes an image ready to run at once. Images that only builds use need it not: BuildKit unpacks them
+// anew, under names of its own.
+func (s *Store) Unpack(ctx context.Context, name string) error {
+	img, err := s.client.GetImage(ctx, name)
+	if err == nil {
+		err = img.Unpack(ctx, defaults.DefaultSnapshotter)
+	}
+	if err != nil {
+		return fmt.Errorf("unpack image %s: %w", name, err)
 	}
 	return nil
 }

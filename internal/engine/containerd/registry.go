@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"syscall"
 	"time"
@@ -71,19 +73,10 @@ func refuseOwn(_, address string, _ syscall.RawConn) error {
 // proxies are the addresses of those that the environment names: the operator's, and maybe on this machine.
 func proxies() (addrs []string) {
 	for _, scheme := range []string{"http", "https"} {
-		req, err := http.NewRequest(http.MethodGet, scheme+"://registry.invalid", http.NoBody)
-		if err != nil {
-			continue
-		}
-		if proxy, err := http.ProxyFromEnvironment(req); err == nil && proxy != nil {
-			port := proxy.Port()
-			if port == "" {
-				port = map[string]string{"https": "443"}[proxy.Scheme]
-			}
-			if port == "" {
-				port = "80"
-			}
-			addrs = append(addrs, net.JoinHostPort(proxy.Hostname(), port))
+		anywhere := &http.Request{URL: &url.URL{Scheme: scheme, Host: "registry.invalid"}}
+		if proxy, err := http.ProxyFromEnvironment(anywhere); err == nil && proxy != nil {
+			port := map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[proxy.Scheme]
+			addrs = append(addrs, net.JoinHostPort(proxy.Hostname(), cmp.Or(proxy.Port(), port, "80")))
 		}
 	}
 	return addrs
@@ -117,7 +110,7 @@ func (c *registryClient) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // cause is errSilent if that is why a context ended.
 func cause(ctx context.Context, err error) error {
-	if context.Cause(ctx) == errSilent {
+	if errors.Is(context.Cause(ctx), errSilent) {
 		return errSilent
 	}
 	return err
@@ -136,7 +129,7 @@ func (b *body) Read(p []byte) (int, error) {
 	b.timer.Reset(b.silence)
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = cause(b.ctx, err)
 	}
 	return n, err

@@ -16,7 +16,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time")
+	"time"
+)
 
 const (
 	// SegmentSize bounds a file; with its predecessor a log takes twice that.
