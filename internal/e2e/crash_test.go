@@ -434,7 +434,8 @@ func (m *crashMatrix) wantState(t *testing.T, app string) {
 	t.Helper()
 	s := m.state[app]
 	client := m.p.client(false)
-	began, last := time.Now(), ""
+	began := time.Now()
+	var last string
 	for good := 0; good < 8; time.Sleep(10 * time.Millisecond) {
 		status, body, err := m.p.get(t.Context(), client, app+".localhost", "/")
 		want := fmt.Sprintf("message=%s ", s.message)
