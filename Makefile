@@ -41,6 +41,12 @@ lint: ## formatting, vet and golangci-lint
 bench-push: deps build ## time the stages of a one-line push beside the bare engine calls
 	@scripts/bench-push "$(BIN)" "$(ROOT)"
 
+bench-build: deps build ## time builds of examples with buildpacks beside the stock lifecycle
+	@scripts/bench-build "$(BIN)" "$(ROOT)"
+
+test-self: deps build ## build this repository on a platform: its Dockerfile's images, and as an app
+	@scripts/test-self "$(BIN)" "$(ROOT)"
+
 bench-rollout: deps build ## time rollouts and rollbacks of 1, 10 and 50 instances beside the bare engine calls
 	@scripts/bench-rollout "$(BIN)" "$(ROOT)"
 
@@ -50,7 +56,17 @@ bench-scale: deps build ## bring up 300 instances; then what idle daemons take o
 bench-api: ## requests a second and p99 of the API with 1, 100 and 1,000 apps
 	@scripts/bench-api
 
+soak: deps build ## OPS (300) random changes of two apps under load: failed requests and broken sockets must be 0
+	@DEIS_SOAK_OPS="$${OPS:-300}" DEIS_SOAK_SEED="$${SEED:-}" scripts/e2e "$(BIN)" "$(ROOT)" TestSoak
+
+crash-matrix: deps build ## kill each daemon, and all, at each step of each kind of rollout
+	@DEIS_CRASH="$${DEIS_CRASH:-all}" scripts/e2e "$(BIN)" "$(ROOT)" TestCrashMatrix
+
+test-disk: deps build ## 100 deploys on a file system of 2 GB
+	@DEIS_DISK_MB=2048 DEIS_DISK_DEPLOYS=100 DEIS_DISK_LAYER=20000000 DEIS_DISK_KEEP=10 DEIS_DISK_CACHE=200M \
+		scripts/e2e "$(BIN)" "$(ROOT)" TestSmallDisk
+
 fuzz: ## run every fuzz target for FUZZTIME (60s)
 	@scripts/fuzz
 
-.PHONY: help deps build base-images demo stop clean test lint bench-push bench-rollout bench-scale bench-api fuzz
+.PHONY: help deps build base-images demo stop clean test lint bench-push bench-build test-self bench-rollout bench-scale bench-api soak crash-matrix test-disk fuzz

@@ -42,7 +42,7 @@ type Config struct {
 	// Listener serves the API.
 	Listener net.Listener
 	// Root is the platform's directory. The store is in db/ below it and the
-	// key that the daemons share in builder.key.
+	// key that the daemons share in builder.key, which it makes if there is none.
 	Root string
 	// Domain is the platform's: the API is deis.<Domain>, apps <app>.<Domain>.
 	Domain string
@@ -119,6 +119,9 @@ type server struct {
 func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.TestControl && cfg.Engine != EngineFake {
 		return errTestControl
+	}
+	if err := errors.Join(os.MkdirAll(cfg.Root, 0o755), daemon.MakeKey(cfg.Root)); err != nil {
+		return fmt.Errorf("make the daemons' key: %w", err)
 	}
 	key, err := os.ReadFile(filepath.Join(cfg.Root, "builder.key"))
 	if err != nil {

@@ -5,16 +5,20 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,6 +46,23 @@ const ListenFDs = "DEIS_LISTEN_FDS"
 // name spaces: containerd namespaces, bridges, nftables tables, cgroups.
 func PlatformID(root string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
+}
+
+// MakeKey makes builder.key below a platform's root, the key that its daemons share, unless it is there.
+func MakeKey(root string) error {
+	path := filepath.Join(root, "builder.key")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 // shutdownTime bounds how long the private HTTP server may finish answers.

@@ -98,7 +98,7 @@ func awaitAnswer(b *testing.B, c *http.Client, host, want string, began time.Tim
 }
 
 // lastPush is the builder's line of log about the last push.
-func lastPush(b *testing.B) map[string]any {
+func lastPush(b testing.TB) map[string]any {
 	text, err := os.ReadFile(filepath.Join(shared.root, "log", "builder.log"))
 	if err != nil {
 		b.Fatal(err)

@@ -34,12 +34,21 @@ const (
 // on the machine. Another app is under load all the time; its requests may fail only where the router itself is killed:
 // those that it had in hand, and without deisctl, which holds its sockets, those that come before it is back.
 //
-// It takes a few steps of each kind of rollout; with DEIS_CRASH=all every step of each, times every daemon.
+// It takes a few steps of each kind of rollout; with DEIS_CRASH=all every step of each, times every daemon, or the cases that DEIS_CRASH
+// lists as CHANGE/STEP/DAEMON, with blanks between.
 func TestCrashMatrix(t *testing.T) {
 	m := newCrashMatrix(t)
-	cases := m.few()
+	cases := parseCrashes(strings.Fields(envOr("DEIS_CRASH", fewCrashes)))
 	if os.Getenv("DEIS_CRASH") == "all" {
 		cases = m.all(t)
+	}
+	for _, c := range cases { // here, because what a case makes goes with it
+		switch c.change {
+		case "release":
+			m.staged(t)
+		case "batches", "undone":
+			m.large(t)
+		}
 	}
 	began := time.Now()
 	for _, c := range cases {
@@ -64,6 +73,7 @@ type crashMatrix struct {
 	dirs  map[string]string
 	state map[string]*crashState // by app
 	n     int                    // makes names and values that were not there before
+	kills map[string]int         // since deisctl began
 
 	requests, failed map[bool]int // by whether the router was killed
 }
@@ -107,16 +117,17 @@ type crashChange struct {
 	do   func(t *testing.T) (app string, change func(context.Context) error)
 }
 
-// few is what fits into an ordinary test run.
-func (m *crashMatrix) few() (list []crash) {
-	for _, text := range []string{
-		"deploy/starting/controller", "deploy/succeeded/controller", "config/started/controller", "rollback/healthy/controller",
-		"up/started/controller", "down/succeeded/controller", "restart/healthy/controller", "image/pending/controller",
-		"failing/failed/controller", "destroy/destroying/controller", "destroy/forgotten/controller",
-		"deploy/started/builder", "deploy/starting/buildkitd", "config/starting/containerd", "restart/healthy/router",
-		"config/healthy/deisctl", "config/started/all",
-	} {
-		f := strings.Split(text, "/")
+// fewCrashes is what fits into an ordinary test run.
+const fewCrashes = `
+	deploy/starting/controller deploy/succeeded/controller config/started/controller rollback/healthy/controller
+	up/started/controller down/succeeded/controller restart/healthy/controller image/pending/controller
+	failing/failed/controller destroy/destroying/controller destroy/forgotten/controller
+	deploy/started/builder deploy/starting/buildkitd config/starting/containerd restart/healthy/router
+	config/healthy/deisctl config/started/all`
+
+func parseCrashes(texts []string) (list []crash) {
+	for _, text := range texts {
+		f := append(strings.Split(text, "/"), "", "")
 		list = append(list, crash{f[0], f[1], f[2]})
 	}
 	return list
@@ -156,7 +167,7 @@ func newCrashMatrix(t *testing.T) *crashMatrix {
 	}
 	m := &crashMatrix{
 		p: p, stop: filepath.Join(p.root, "stop-at"), dirs: map[string]string{}, state: map[string]*crashState{},
-		requests: map[bool]int{}, failed: map[bool]int{},
+		kills: map[string]int{}, requests: map[bool]int{}, failed: map[bool]int{},
 	}
 	p.env = append(p.env, "DEIS_TEST=1", "DEIS_TEST_STOP_AT="+m.stop, "DEIS_DRAIN_LIMIT=1s")
 	if err := p.start(); err != nil {
@@ -282,8 +293,8 @@ func (m *crashMatrix) destroy(t *testing.T) (string, func(context.Context) error
 	return app, m.deis(app, "destroy", "-a", app, "--confirm="+app)
 }
 
-// release is an app with a release process and a worker of which no two may run at once.
-func (m *crashMatrix) release(t *testing.T) (string, func(context.Context) error) {
+// staged is an app with a release process and a worker of which no two may run at once.
+func (m *crashMatrix) staged(t *testing.T) string {
 	const app = "crash-w"
 	if m.state[app] == nil {
 		dir := m.u.newApp(t, app)
@@ -296,6 +307,11 @@ func (m *crashMatrix) release(t *testing.T) (string, func(context.Context) error
 		m.u.must(t, dir, "deis", "scale", "web=1", "worker=1")
 		m.state[app] = &crashState{message: "one", count: map[string]int{"web": 1, "worker": 1}}
 	}
+	return app
+}
+
+func (m *crashMatrix) release(t *testing.T) (string, func(context.Context) error) {
+	app := m.staged(t)
 	m.state[app].greeting = m.next()
 	return app, m.deis(app, "config:set", "GREETING="+m.state[app].greeting)
 }
@@ -334,7 +350,11 @@ func (m *crashMatrix) undone(t *testing.T) (string, func(context.Context) error)
 
 // run is one case from a good state to a good state.
 func (m *crashMatrix) run(t *testing.T, c crash) {
-	change := m.changes()[c.change]
+	change, ok := m.changes()[c.change]
+	if !ok {
+		t.Fatal("no such change")
+	}
+	m.calm(t, c.victim)
 	app, do := change.do(t)
 	l := m.p.startLoad(t, "crash-other.localhost", "/", crashRate)
 	before := m.p.pids(t)
@@ -380,6 +400,17 @@ func (m *crashMatrix) run(t *testing.T, c crash) {
 	}
 	l.wantOnly(t, "app=crash-other")
 	t.Logf("as it should be after %v", took.Round(10*time.Millisecond))
+}
+
+// calm gives deisctl a successor before it waits for long: it starts again what dies often after ever longer pauses.
+func (m *crashMatrix) calm(t *testing.T, victim string) {
+	t.Helper()
+	if m.kills[victim]++; m.kills[victim] <= 2 {
+		return
+	}
+	clear(m.kills)
+	m.kill(t, "deisctl", m.p.pids(t))
+	m.awaitParts(t, "", nil)
 }
 
 // kill ends daemons; the controller does it itself.

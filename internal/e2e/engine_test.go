@@ -126,6 +126,11 @@ func (p *platform) left() (left []string, err error) {
 		left = append(left, fmt.Sprintf("%d log writers for %d containers", len(writers), len(list)))
 	}
 	left = append(left, p.tempFiles()...)
+	for pid, args := range processArgs() {
+		if cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); strings.HasPrefix(cwd, filepath.Join(p.root, "repos")) {
+			left = append(left, fmt.Sprintf("a process of a push: %d %v", pid, args))
+		}
+	}
 	err = p.engine(func(ctx context.Context, c *ctd.Client) error {
 		var ours []string
 		walk := func(_ context.Context, info snapshots.Info) error {

@@ -329,8 +329,14 @@ func (a *soakApp) certificate(ctx context.Context) error {
 
 // kill ends the process of an instance where another one serves, and waits until the platform has noticed.
 func (a *soakApp) kill(ctx context.Context) error {
+	if a.count < 2 {
+		a.count = 2
+		if err := a.deis(ctx, "scale", "cmd=2"); err != nil {
+			return err
+		}
+	}
 	up, err := a.up(ctx)
-	if err != nil || len(up) < 2 {
+	if err != nil || len(up) < 2 { // one was killed a moment ago
 		return err
 	}
 	list, err := shared.containers()

@@ -50,7 +50,30 @@ func OpenRepositories(dir string) (*Repositories, error) {
 			return nil, fmt.Errorf("repositories: %w", err)
 		}
 	}
-	return r, nil
+	return r, r.sweep()
+}
+
+// sweep removes what pushes left whose server was killed.
+func (r *Repositories) sweep() error {
+	uuids, err := r.List()
+	if err != nil {
+		return err
+	}
+	for _, uuid := range uuids {
+		unlock, err := r.lock(uuid)
+		if errors.Is(err, errBusy) {
+			continue // not killed after all
+		}
+		if err != nil {
+			return err
+		}
+		err = sweepQuarantine(r.path(uuid))
+		unlock()
+		if err != nil {
+			return fmt.Errorf("repositories: %w", err)
+		}
+	}
+	return nil
 }
 
 // temporary begins the names of directories that are not repositories yet, or no longer.

@@ -234,6 +234,7 @@ type world struct {
 
 	logsFrom  time.Time // when the engine's logs appear
 	skipWaits bool
+	deaf      bool // no event of the engine is heard
 
 	mu       sync.Mutex
 	events   []string
@@ -442,6 +443,13 @@ func (s spy) Instances(ctx context.Context, app string) ([]engine.Instance, erro
 		return nil, errDown
 	}
 	return s.Engine.Instances(ctx, app)
+}
+
+func (s spy) Watch(ctx context.Context) <-chan string {
+	if s.w.deaf {
+		return make(chan string)
+	}
+	return s.Engine.Watch(ctx)
 }
 
 func (s spy) Logs(ctx context.Context, app string, q engine.LogQuery, yield func(engine.LogLine) error) error {

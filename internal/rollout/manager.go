@@ -223,9 +223,11 @@ func (m *Manager) follow(a *app) {
 		case <-a.look:
 		case <-again.C:
 		}
+		began := time.Now()
 		err := m.reconcile(a)
 		if err == nil {
 			delay = minRetry
+			sleep(a.ctx, lookRest*time.Since(began))
 			continue
 		}
 		if a.ctx.Err() == nil {

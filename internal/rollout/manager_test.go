@@ -434,6 +434,32 @@ func TestScale(t *testing.T) {
 	})
 }
 
+// What a scale keeps is the lowest numbers. Where just those have ended, they serve again before the others go.
+func TestScaleToWhatHasEnded(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		webApp(w).scale(map[string]int{"web": 2})
+		w.engine.Exit(w.ids()["web.1"], "killed")
+		synctest.Wait()
+		w.set(func() { w.least = len(w.targets[uuid]) })
+		w.scale(map[string]int{"web": 1})
+		w.want("shrunk", w.list(), []string{"web.1@1 up"})
+		if w.least != 1 {
+			t.Errorf("%d instances served meanwhile", w.least)
+		}
+
+		w.scale(map[string]int{"web": 2})
+		w.engine.SetPrograms(func(engine.Process) (fake.Program, error) { return fake.Program{Ends: true, Code: 1}, nil })
+		w.engine.Exit(w.ids()["web.1"], "exit code 1")
+		synctest.Wait()
+		_, _, err := w.do(Request{Kind: paas.RolloutScale, Formation: map[string]int{"web": 1}})
+		w.wantFailure(err, msgCreate, "web.1")
+		if len(w.routed()) != 1 {
+			t.Errorf("routed: %v", w.routed())
+		}
+		w.scale(map[string]int{"web": 0}) // what takes all away needs none
+	})
+}
+
 func TestScaleWaitsOnlySoLong(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		webApp(w).scale(map[string]int{"web": 2})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,9 @@ const (
 	settle = 300 * time.Millisecond
 	// minPoll and maxPoll bound the time between two looks at what starts.
 	minPoll, maxPoll = 5 * time.Millisecond, 250 * time.Millisecond
+	// lookRest is how many times as long as a look took nobody looks again. Of many instances the
+	// start of each is news, and each look costs time for all of them: it would be taken from the starts.
+	lookRest = 4
 	// sayAfter is how long waiting for an instance needs no word.
 	sayAfter = 5 * time.Second
 	// tailLines is how much of a failed instance's log its user is shown, and
@@ -132,6 +136,7 @@ func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-c
 	passed := make(chan string)
 	allApplied := false
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
+		began := time.Now()
 		instances, err := s.list(ctx)
 		if err != nil {
 			return err
@@ -146,19 +151,42 @@ func (s *starter) watch(ctx context.Context, probes *errgroup.Group, applied <-c
 			s.healthy[inst.ID] = false
 			probes.Go(func() error { return s.await(ctx, inst, passed) })
 		}
-		timer := time.NewTimer(pause)
+		end := applied
+		if allApplied {
+			end = nil
+		}
+		ended, err := s.rest(ctx, lookRest*time.Since(began), pause, passed, end)
+		if err != nil {
+			return err
+		}
+		allApplied = allApplied || ended
+	}
+}
+
+// rest waits until it is worth looking again: when all have been created, when these are healthy, when there is
+// news but not before least, or after most. It reports whether all have been created.
+func (s *starter) rest(ctx context.Context, least, most time.Duration, passed <-chan string, applied <-chan struct{}) (ended bool, err error) {
+	early, late := time.NewTimer(least), time.NewTimer(max(least, most))
+	defer early.Stop()
+	defer late.Stop()
+	var news <-chan struct{}
+	for {
 		select {
 		case id := <-passed:
 			s.healthy[id] = true
+			if applied == nil && !slices.Contains(slices.Collect(maps.Values(s.healthy)), false) {
+				return false, nil
+			}
 		case <-applied:
-			applied, allApplied = nil, true
-		case <-s.app.news:
-		case <-timer.C:
+			return true, nil
+		case <-early.C:
+			news = s.app.news
+		case <-news:
+			return false, nil
+		case <-late.C:
+			return false, nil
 		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
 }

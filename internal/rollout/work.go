@@ -182,7 +182,12 @@ func (w *work) shift(ctx context.Context, state paas.RolloutState, goal []paas.S
 		if err != nil {
 			return "", fmt.Errorf("read the live sets: %w", err)
 		}
-		rolling, stopFirst := w.split(lacking(goal, live))
+		fallen, err := w.fallen(ctx, goal, live)
+		if err != nil {
+			return "", err
+		}
+		s.again = s.again || len(fallen) > 0
+		rolling, stopFirst := w.split(append(lacking(goal, live), fallen...))
 		batch, rest, unclaim := w.batch(ctx, rolling, live)
 		err = w.startBatch(ctx, s, state, live, batch)
 		unclaim()
@@ -213,6 +218,31 @@ func lacking(goal, live []paas.Set) []paas.Set {
 		}
 	}
 	return todo
+}
+
+// fallen returns what a scale keeps of a routed type and is not up, where all that is up would go: it has to serve
+// before.
+func (w *work) fallen(ctx context.Context, goal, live []paas.Set) ([]paas.Set, error) {
+	if w.r.Kind != paas.RolloutScale {
+		return nil, nil
+	}
+	instances, err := w.m.instances(ctx, w.r.App)
+	if err != nil {
+		return nil, err
+	}
+	serves := func(sets []paas.Set, processType string) bool {
+		return slices.ContainsFunc(instances, func(inst engine.Instance) bool {
+			return inst.Type == processType && inst.State == paas.StateUp && wanted(inst, sets)
+		})
+	}
+	var fallen []paas.Set
+	for _, set := range goal {
+		grows := slices.ContainsFunc(goal, func(s paas.Set) bool { return s.Type == set.Type && s.Generation == w.r.ID })
+		if paas.Routed(set.Type) && !grows && serves(live, set.Type) && !serves(goal, set.Type) {
+			fallen = append(fallen, set)
+		}
+	}
+	return fallen, nil
 }
 
 // numsIn returns the numbers of one set in a list.

@@ -619,6 +619,21 @@ func TestRepeatOnlyWhatChangesNothing(t *testing.T) {
 	}
 }
 
+// An instance that ends during the handshake costs the client of a WebSocket nothing.
+func TestUpgradeIsRepeated(t *testing.T) {
+	dead, requests := deaf(t)
+	r := serve(t, oneRoute("a.test", dead, addrOf(echoServer(t))))
+	for _, target := range r.table.routes.get("a.test").targets {
+		if target.conf.Address != dead {
+			target.busy.Add(1)
+		}
+	}
+	echo(t, r.dialWS(t, "ws://a.test/"), "hello")
+	if requests.Load() != 1 {
+		t.Errorf("%d attempts at the instance that ends", requests.Load())
+	}
+}
+
 func TestARequestWithBodyIsNotRepeated(t *testing.T) {
 	dead, requests := deaf(t)
 	other, others := deaf(t)

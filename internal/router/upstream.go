@@ -137,14 +137,15 @@ func (p *proxy) next(x *exchange) error {
 
 var errAllTried = errors.New("no other instance is left")
 
-// repeatable requests change nothing on the server.
+// repeatable requests change nothing on the server. Those that ask for an upgrade are: what the client says in
+// the new protocol is passed on only after the answer.
 func repeatable(r *http.Request) bool {
 	if r.Body != nil && r.Body != http.NoBody {
 		return false
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
-		return r.Header.Get("Upgrade") == ""
+		return true
 	}
 	return false
 }

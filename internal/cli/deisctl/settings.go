@@ -1,17 +1,16 @@
 package deisctl
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/deis/deis/internal/daemon"
 )
 
 // settings of one platform. Each is an environment variable and a flag; the
@@ -105,17 +104,5 @@ func (s *settings) makeDirs() error {
 			return err
 		}
 	}
-	path := filepath.Join(s.Root, "builder.key")
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return err
-	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return daemon.MakeKey(s.Root)
 }

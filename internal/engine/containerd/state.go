@@ -18,7 +18,7 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/deis/deis/internal/engine"
@@ -113,9 +113,13 @@ func (e *Engine) records(ctx context.Context, app, kind string) ([]record, error
 	return out, nil
 }
 
-// fewTasks is up to how many tasks are asked for one by one: a list costs
-// containerd one call of every shim on the machine.
-const fewTasks = 8
+const (
+	// fewTasks is up to how many tasks are asked for one by one: a list costs
+	// containerd one call of every shim on the machine.
+	fewTasks = 100
+	// askingTasks is how many are asked for at a time.
+	askingTasks = 4
+)
 
 // statuses returns the tasks of some containers by id; those without one are not in it.
 func (e *Engine) statuses(ctx context.Context, list []record) (map[string]*task.Process, error) {
@@ -130,15 +134,26 @@ func (e *Engine) statuses(ctx context.Context, list []record) (map[string]*task.
 		}
 		return found, nil
 	}
-	for _, r := range list {
-		res, err := e.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: r.ID})
-		if err = native(err); errdefs.IsNotFound(err) {
-			continue
+	processes := make([]*task.Process, len(list))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(askingTasks)
+	for i, r := range list {
+		group.Go(func() error {
+			res, err := e.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: r.ID})
+			if err = native(err); err != nil {
+				return wrap(unlessGone(err), "look at task %s", r.ID)
+			}
+			processes[i] = res.Process
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, r := range list {
+		if processes[i] != nil {
+			found[r.ID] = processes[i]
 		}
-		if err != nil {
-			return nil, wrap(err, "look at task %s", r.ID)
-		}
-		found[r.ID] = res.Process
 	}
 	return found, nil
 }
