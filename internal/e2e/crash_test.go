@@ -95,7 +95,7 @@ func (s *crashState) instances() (n int) {
 	return n
 }
 
-// victims of the whole matrix. What "all" is, includes shims and instances in TestReboot only.
+// victims of the whole matrix; "all" is all of the daemons. TestReboot kills shims and instances as well.
 var victims = []string{"controller", "builder", "router", "buildkitd", "containerd", "deisctl", "all"}
 
 // changes that a case can be, by name.
@@ -111,10 +111,11 @@ func (m *crashMatrix) changes() map[string]crashChange {
 	}
 }
 
-// crashChange changes an app. It notes at once what the app should then be, and returns the change itself.
+// crashChange is a kind of change.
 type crashChange struct {
 	kind paas.RolloutKind
-	do   func(t *testing.T) (app string, change func(context.Context) error)
+	// do prepares one, notes what the app should be after it, and returns the change itself.
+	do func(t *testing.T) (app string, change func(context.Context) error)
 }
 
 // fewCrashes is what fits into an ordinary test run.

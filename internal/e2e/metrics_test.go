@@ -114,9 +114,8 @@ func TestExpressionsAreChecked(t *testing.T) {
 
 // metric is what is known of one family.
 type metric struct {
-	kind    string
-	labels  map[string]bool
-	daemons []string
+	kind   string
+	labels map[string]bool
 }
 
 type documentedMetric struct {
