@@ -132,6 +132,9 @@ func TestPull(t *testing.T) {
 func filesWith(t *testing.T, dir, text string) (found []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Name() == "netns" { // files there are network namespaces, which cannot be read
+			return fs.SkipDir
+		}
 		if err != nil || !entry.Type().IsRegular() {
 			return unlessGone(err)
 		}
