@@ -222,6 +222,9 @@ func testGoExample(t *testing.T, b *buildpackRun) {
 	if body := b.ask("/", "listening on port", "programs"); body != "Powered by Deis\n" {
 		t.Errorf("answer %q", body)
 	}
+	if links := output(t, exec.Command("find", b.path("layers/compiler"), "-type", "l")); strings.Count(links, "\n") < 100 {
+		t.Error("the compiler's cache has lost its links to the compiled standard library")
+	}
 	before := b.launchTree("programs")
 	b.wantComponents("programs.sbom.cdx.json", "pkg:golang/github.com/go-chi/chi/v5@v5.2.3")
 	b.restore()
