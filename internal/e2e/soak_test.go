@@ -79,6 +79,7 @@ func TestSoak(t *testing.T) {
 	}
 	work.Wait()
 	took := time.Since(began)
+	time.Sleep(soakDrain + 2*time.Second) // until what the last changes took away has ended
 	for i, l := range loads {
 		l.stop(t, "app="+apps[i%len(apps)].name)
 		l.wantOnly(t, "app="+apps[i%len(apps)].name)
