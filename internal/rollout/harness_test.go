@@ -381,6 +381,13 @@ func (w *world) history() []string {
 	return events
 }
 
+// leastServed is the smallest number of instances that were routed to at once since w.least was set.
+func (w *world) leastServed() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.least
+}
+
 func (w *world) set(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

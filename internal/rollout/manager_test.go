@@ -443,8 +443,8 @@ func TestScaleToWhatHasEnded(t *testing.T) {
 		w.set(func() { w.least = len(w.targets[uuid]) })
 		w.scale(map[string]int{"web": 1})
 		w.want("shrunk", w.list(), []string{"web.1@1 up"})
-		if w.least != 1 {
-			t.Errorf("%d instances served meanwhile", w.least)
+		if least := w.leastServed(); least != 1 {
+			t.Errorf("%d instances served meanwhile", least)
 		}
 
 		w.scale(map[string]int{"web": 2})
