@@ -175,7 +175,7 @@ func (m *Manager) repairAll(a *app, instances []engine.Instance, live []paas.Set
 			r = &repair{}
 			a.repairs[keyOf(set)] = r
 		}
-		if r.active || !r.due(a, crashed) {
+		if r.active || !m.due(a, r, crashed) {
 			continue
 		}
 		r.active = m.spawn(a, func() { m.repair(a, set, r) })
@@ -209,7 +209,7 @@ func hasEnded(inst engine.Instance) bool {
 }
 
 // due reports whether to try now; if not, the reconciler is poked in time.
-func (r *repair) due(a *app, crashed bool) bool {
+func (m *Manager) due(a *app, r *repair, crashed bool) bool {
 	now := time.Now()
 	if r.until.IsZero() {
 		if !crashed {
@@ -218,16 +218,25 @@ func (r *repair) due(a *app, crashed bool) bool {
 		if now.Sub(r.last) >= stableAfter {
 			r.delay = 0
 		}
-		r.postpone(a, now)
+		m.postpone(a, r, now)
 	}
 	return !now.Before(r.until)
 }
 
 // postpone makes the next attempt due after the next delay.
-func (r *repair) postpone(a *app, now time.Time) {
+func (m *Manager) postpone(a *app, r *repair, now time.Time) {
 	r.delay = min(max(2*r.delay, firstRepair), lastRepair)
 	r.until = now.Add(r.delay)
-	time.AfterFunc(r.delay, func() { poke(a.look) })
+	m.lookIn(a, r.delay)
+}
+
+// lookIn pokes the reconciler of an app after a delay.
+func (m *Manager) lookIn(a *app, delay time.Duration) {
+	m.spawn(a, func() {
+		if sleep(a.ctx, delay) {
+			poke(a.look)
+		}
+	})
 }
 
 func (m *Manager) repair(a *app, set paas.Set, r *repair) {
@@ -240,7 +249,7 @@ func (m *Manager) repair(a *app, set paas.Set, r *repair) {
 	defer a.mu.Unlock()
 	r.active, r.until, r.last = false, time.Time{}, time.Now()
 	if err != nil {
-		r.postpone(a, r.last)
+		m.postpone(a, r, r.last)
 	}
 	poke(a.look)
 }
@@ -367,7 +376,7 @@ func (m *Manager) removed(a *app, key engine.SetKey, err error) (known bool) {
 	}
 	left.delay = min(max(2*left.delay, minRetry), maxRetry)
 	left.until, left.err = time.Now().Add(left.delay), err
-	time.AfterFunc(left.delay, func() { poke(a.look) })
+	m.lookIn(a, left.delay)
 	m.opt.Log.Warn("instances could not be removed", "app", a.uuid, "type", key.Type, "generation", key.Generation,
 		"retry", left.delay.String(), "error", err.Error())
 	return false

@@ -42,7 +42,7 @@ type instance struct {
 	process engine.Process
 	program Program
 	serial  uint32
-	exit    *time.Timer // nil when the program does not end by itself
+	halted  chan struct{} // nil when the program does not end by itself
 }
 
 // New returns an engine on which everything succeeds.
@@ -211,7 +211,15 @@ func (e *Engine) start(inst *instance) {
 	case program.Ends && program.After == 0:
 		inst.crash(exitReason(program.Code))
 	case program.Ends:
-		inst.exit = time.AfterFunc(program.After, func() { e.Exit(inst.ID, exitReason(program.Code)) })
+		halted := make(chan struct{})
+		inst.halted = halted
+		go func() {
+			select {
+			case <-halted:
+			case <-time.After(program.After):
+				e.Exit(inst.ID, exitReason(program.Code))
+			}
+		}()
 	}
 }
 
@@ -233,8 +241,9 @@ func (i *instance) crash(reason string) {
 
 // halt keeps the instance's program from ending it later.
 func (i *instance) halt() {
-	if i.exit != nil {
-		i.exit.Stop()
+	if i.halted != nil {
+		close(i.halted)
+		i.halted = nil
 	}
 }
 
