@@ -230,6 +230,9 @@ type Job struct {
 	// both. There is one Write at a time to the two of them, and none once
 	// Run has returned; so a Write must not outlast Run's context by much.
 	Stdout, Stderr io.Writer
+	// Log, unless its Type is empty, is the set under which the app's log keeps what the process
+	// writes: as that of its instance Num. Without Stderr all of it counts as stdout.
+	Log SetKey
 	// Terminal, if there is one, is where the process reads and writes. Its
 	// output goes to Stdout, line ends included as a terminal makes them.
 	Terminal *Terminal

@@ -61,7 +61,10 @@ func (w *work) runRelease(ctx context.Context, process engine.Process) error {
 	out := &releaseOutput{say: w.say, redact: w.redact, silence: time.AfterFunc(releaseSilence, func() { end(errSilent) })}
 	defer out.silence.Stop()
 	stop := out.keepSaying(limited)
-	code, err := w.m.opt.Engine.Run(limited, engine.Job{App: w.r.App, Num: 1, Process: process, Stdout: out})
+	code, err := w.m.opt.Engine.Run(limited, engine.Job{
+		App: w.r.App, Num: 1, Process: process, Stdout: out,
+		Log: engine.SetKey{App: w.r.App, Type: paas.TypeRelease, Generation: w.r.ID},
+	})
 	stop()
 	out.flush()
 	var reason string

@@ -291,6 +291,12 @@ func TestReleaseProcess(t *testing.T) {
 		w.history()
 		w.mustDo(Request{Kind: paas.RolloutDeploy, Build: "r", Config: "c2", Progress: say})
 		w.want("said", said, []string{"Running the release process", "  one [TOKEN]", "  two", "Starting web=1"})
+		var logged []string
+		_ = w.engine.Logs(w.Context(), uuid, engine.LogQuery{Lines: 10, Type: "release"}, func(l engine.LogLine) error {
+			logged = append(logged, fmt.Sprintf("%s.%d %s", l.Type, l.Num, l.Text))
+			return nil
+		})
+		w.want("logged", logged, []string{"release.1 one s3cret", "release.1 two"})
 		w.mustDo(Request{Kind: paas.RolloutConfig, Config: "blog-c1"})
 		w.mustDo(Request{Kind: paas.RolloutRollback, Build: "r", Config: "c2"})
 		w.mustDo(Request{Kind: paas.RolloutRollback, Build: "b1", Config: "c2"}) // which has none

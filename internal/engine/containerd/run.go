@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/deis/deis/internal/engine"
+	"github.com/deis/deis/internal/engine/containerd/shimlog"
 	"github.com/deis/deis/internal/paas"
 )
 
@@ -49,7 +51,38 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 		AppID: job.Process.AppID, Version: job.Process.Version,
 	}
 	defer func() { err = errors.Join(err, e.discardJob(ctx, r)) }()
+	if job.Log.Type != "" {
+		kept, err := e.keepOutput(&job)
+		if err != nil {
+			return 0, err
+		}
+		defer kept()
+	}
 	return e.runJob(e.in(ctx), img, r, job)
+}
+
+// keepOutput has what a one-off writes copied into the app's log; kept waits until all of it is there.
+func (e *Engine) keepOutput(job *engine.Job) (kept func(), err error) {
+	if err := os.MkdirAll(e.logDir(job.App), 0o750); err != nil {
+		return nil, fmt.Errorf("log directory: %w", err)
+	}
+	path := filepath.Join(e.logDir(job.App), logName(job.Log, job.Num))
+	stdout, out := io.Pipe()
+	stderr, errOut := io.Pipe()
+	job.Stdout = io.MultiWriter(job.Stdout, out)
+	if job.Stderr != nil {
+		job.Stderr = io.MultiWriter(job.Stderr, errOut)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		shimlog.Copy(context.Background(), path, stdout, stderr)
+	}()
+	return func() {
+		out.Close()
+		errOut.Close()
+		<-ended
+	}, nil
 }
 
 // awaitSweep waits until what an earlier process left behind is gone: two of

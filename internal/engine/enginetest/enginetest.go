@@ -54,6 +54,7 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		{"RunJob", (*suite).runJob},
 		{"RunCancelled", (*suite).runCancelled},
 		{"RunFails", (*suite).runFails},
+		{"RunLogged", (*suite).runLogged},
 		{"RunStreams", (*suite).runStreams},
 		{"RunStdinEnds", (*suite).runStdinEnds},
 		{"RunTerminal", (*suite).runTerminal},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -82,6 +83,40 @@ func (j *oneOff) wantEnd() {
 	case <-time.After(j.fix.Wait):
 		j.Fatalf("the one-off goes on; it wrote %q", j.screen)
 	}
+}
+
+// runLogged: what a one-off writes is in the app's log when it is asked for, and stays there.
+func (s *suite) runLogged() {
+	for _, stderr := range []*bytes.Buffer{nil, {}} {
+		var out bytes.Buffer
+		job := engine.Job{
+			App: s.app, Num: 1, Process: s.process(s.fix.Job), Stdin: strings.NewReader("from stdin\n"), Stdout: &out,
+			Log: engine.SetKey{App: s.app, Type: "release", Generation: 7},
+		}
+		if stderr != nil {
+			job.Stderr, job.Log.Generation = stderr, 8
+		}
+		if code, err := s.Engine.Run(s.ctx, job); err != nil || code != 3 {
+			s.Fatalf("Run: exit code %d and error %v, want 3", code, err)
+		}
+		if !strings.Contains(out.String(), "hello there\nfrom stdin\n") {
+			s.Errorf("output %q", out.String())
+		}
+		var logged []string
+		err := s.Engine.Logs(s.ctx, s.app, engine.LogQuery{Lines: 10, Type: "release"}, func(l engine.LogLine) error {
+			if l.Generation == job.Log.Generation {
+				logged = append(logged, fmt.Sprintf("%d %t %s", l.Num, l.Stderr, l.Text))
+			}
+			return nil
+		})
+		slices.Sort(logged)
+		want := []string{"1 false from stdin", "1 false hello there", fmt.Sprintf("1 %t oops", stderr != nil)}
+		slices.Sort(want)
+		if err != nil || !slices.Equal(logged, want) {
+			s.Errorf("log %q, %v, want %q", logged, err, want)
+		}
+	}
+	s.nothingLeft(s.app)
 }
 
 // runStreams: stdout and stderr come apart where they have writers of their own.

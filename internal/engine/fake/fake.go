@@ -205,7 +205,7 @@ func (e *Engine) start(inst *instance) {
 	inst.Address = address(inst.serial, inst.process)
 	program := inst.program
 	for _, line := range program.Print {
-		e.write(inst, line)
+		e.write(inst.SetKey, inst.Num, line)
 	}
 	switch {
 	case program.Ends && program.After == 0:

@@ -28,10 +28,11 @@ func (e *Engine) journalOf(app string) *journal {
 	return j
 }
 
-func (e *Engine) write(inst *instance, line Line) {
-	j := e.journalOf(inst.App)
+// write adds a line to an app's journal. e.mu is held.
+func (e *Engine) write(key engine.SetKey, num int, line Line) {
+	j := e.journalOf(key.App)
 	j.lines = append(j.lines, engine.LogLine{
-		Time: time.Now(), Type: inst.Type, Num: inst.Num, Generation: inst.Generation,
+		Time: time.Now(), Type: key.Type, Num: num, Generation: key.Generation,
 		Stderr: line.Stderr, Text: line.Text,
 	})
 	if over := len(j.lines) - maxLines; over > 0 {

@@ -23,6 +23,12 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (int, error) {
 	described := e.programOf == nil
 	program, err := e.program(job.Process)
 	e.mu.Unlock()
+	if job.Log.Type != "" {
+		job.Stdout = io.MultiWriter(job.Stdout, &logWriter{e: e, job: job})
+		if job.Stderr != nil {
+			job.Stderr = io.MultiWriter(job.Stderr, &logWriter{e: e, job: job, stderr: true})
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return 0, ctx.Err()
@@ -48,6 +54,28 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (int, error) {
 		return 0, ctx.Err()
 	case <-time.After(program.After):
 		return program.Code, nil
+	}
+}
+
+// logWriter keeps in the app's log what a one-off writes.
+type logWriter struct {
+	e      *Engine
+	job    engine.Job
+	stderr bool
+	open   []byte // a line without its end
+}
+
+func (w *logWriter) Write(p []byte) (int, error) {
+	w.e.mu.Lock()
+	defer w.e.mu.Unlock()
+	w.open = append(w.open, p...)
+	for {
+		line, rest, ok := bytes.Cut(w.open, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		w.e.write(w.job.Log, w.job.Num, Line{Text: string(line), Stderr: w.stderr})
+		w.open = rest
 	}
 }
 

@@ -104,7 +104,7 @@ func (e *Engine) Write(id, text string) bool {
 	if inst == nil || inst.State != paas.StateUp {
 		return false
 	}
-	e.write(inst, Line{Text: text})
+	e.write(inst.SetKey, inst.Num, Line{Text: text})
 	return true
 }
 
