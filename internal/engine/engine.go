@@ -30,9 +30,9 @@ type Engine interface {
 	// removes every other instance of that key, youngest first, each with TERM, StopGrace, KILL. Existing
 	// running instances are left alone even when the other fields differ: a
 	// set's inputs never change. Instances that have ended are replaced. It returns when all processes have
-	// been started. When one cannot be created it removes those that this call created and
-	// returns an error; a process that starts and ends at once is no error of
-	// Apply but an instance in state crashed.
+	// been started. When one cannot be created the others run all the same, nothing is removed, and an
+	// error says so; a process that starts and ends at once is no error of Apply but an instance in
+	// state crashed.
 	Apply(ctx context.Context, spec SetSpec) error
 
 	// Remove stops and removes all instances of a set: TERM, StopGrace, KILL.

@@ -383,8 +383,14 @@ func (m *Manager) removed(a *app, key engine.SetKey, err error) (known bool) {
 }
 
 // drop removes these numbers of a set and no others: more may have become
-// unwanted meanwhile, but are not drained yet.
+// unwanted meanwhile, but are not drained yet. What a rollout that undoes wants again stays.
 func (m *Manager) drop(ctx context.Context, a *app, key engine.SetKey, nums []int) error {
+	a.mu.Lock()
+	nums = without(nums, a.starting[key])
+	a.mu.Unlock()
+	if len(nums) == 0 {
+		return nil
+	}
 	set, there, err := m.setNow(ctx, a, key)
 	if err != nil {
 		return err

@@ -3,11 +3,9 @@ package containerd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -66,7 +64,7 @@ func (e *Engine) apply(ctx context.Context, spec engine.SetSpec) error {
 		switch {
 		case !slices.Contains(spec.Nums, r.Num) || running[r.Num]:
 			extra = append(extra, r)
-		case p != nil && p.Status == task.Status_RUNNING && r.Failed == "":
+		case alive(p) && r.Failed == "":
 			running[r.Num] = true
 		default:
 			ended = append(ended, r)
@@ -123,6 +121,13 @@ func (e *Engine) Forget(ctx context.Context, app string) error {
 	if err := sets.Wait(); err != nil {
 		return err
 	}
+	jobs, err := e.records(e.in(ctx), app, kindJob)
+	if err != nil {
+		return err
+	}
+	if err := e.removeAll(e.in(ctx), jobs, 0); err != nil {
+		return wrap(err, "end the one-offs of app %s", app)
+	}
 	if err := e.forgetImages(e.in(ctx), app); err != nil {
 		return err
 	}
@@ -146,7 +151,7 @@ func (e *Engine) set(ctx context.Context, key engine.SetKey) ([]record, map[stri
 	return list, status, err
 }
 
-// createAll starts instances side by side: all, or none when one cannot be.
+// createAll starts instances side by side. One that cannot be does not keep the others from it.
 func (e *Engine) createAll(ctx context.Context, spec engine.SetSpec, nums []int) error {
 	if len(nums) == 0 {
 		return nil
@@ -155,26 +160,11 @@ func (e *Engine) createAll(ctx context.Context, spec engine.SetSpec, nums []int)
 	if err != nil {
 		return err
 	}
-	var mu sync.Mutex
-	var made []record
-	group, groupCtx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	for _, num := range nums {
-		group.Go(func() error {
-			r, err := e.start(groupCtx, img, spec, num)
-			if err == nil {
-				mu.Lock()
-				made = append(made, r)
-				mu.Unlock()
-			}
-			return err
-		})
+		group.Go(func() error { return e.start(ctx, img, spec, num) })
 	}
-	if err = group.Wait(); err != nil {
-		tidy, cancel := cleanup(ctx)
-		defer cancel()
-		return errors.Join(err, e.removeAll(tidy, made, 0))
-	}
-	return nil
+	return group.Wait()
 }
 
 // removeAll sends TERM to all in the given order, and then removes each as it

@@ -26,12 +26,12 @@ import (
 )
 
 // start creates and starts one instance. When it fails, nothing remains.
-func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num int) (record, error) {
+func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num int) error {
 	select {
 	case e.creating <- struct{}{}:
 		defer func() { <-e.creating }()
 	case <-ctx.Done():
-		return record{}, ctx.Err()
+		return ctx.Err()
 	}
 	began := time.Now()
 	r := record{
@@ -40,7 +40,7 @@ func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num
 	}
 	log, err := e.openLog(r)
 	if err != nil {
-		return r, err
+		return err
 	}
 	made, err := e.create(ctx, img, r, spec.Process, log)
 	if err == nil && made.failed == "" {
@@ -50,12 +50,12 @@ func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num
 		err = e.setFailed(ctx, r.ID, made.failed)
 	}
 	if err != nil {
-		return r, errors.Join(err, e.discard(ctx, r))
+		return errors.Join(err, e.discard(ctx, r))
 	}
 	e.setBusy(r.ID, r.App, "")
 	e.watch.notify(r.App)
 	e.metrics.start.Observe(time.Since(began).Seconds())
-	return r, nil
+	return nil
 }
 
 // discard removes what is there of a container that shall not be, at once.

@@ -99,8 +99,9 @@ type Engine struct {
 	watch      watchers
 	// logWatch is for those who follow logs.
 	logWatch logWatch
-	// swept is closed when what an earlier process left behind is gone.
-	swept chan struct{}
+	// swept is closed, by sweptOnce, when no one-off of an earlier process is left.
+	swept     chan struct{}
+	sweptOnce func()
 	// creating bounds how many instances are created at once: more only wait for each other.
 	creating chan struct{}
 
@@ -148,7 +149,9 @@ func New(opts Options) (*Engine, error) {
 	}
 	e.stop = stop
 	e.done.Go(func() { e.network.Keep(ctx, opts.Log) })
+	e.sweptOnce = sync.OnceFunc(func() { close(e.swept) })
 	e.done.Go(func() { e.follow(e.in(ctx)) })
+	e.done.Go(func() { e.tidy(e.in(ctx)) })
 	return e, nil
 }
 

@@ -29,6 +29,10 @@ const (
 	// oldLogs is how much an app's instances that are no more may keep; with
 	// the instances that are, two segments each, it bounds an app's logs.
 	oldLogs = 64 << 20
+	// oldLogFiles bounds their number: each call of Logs looks at all.
+	oldLogFiles = 1000
+	// fileClock is how much the time of a file may be behind that of its last line.
+	fileClock = time.Second
 )
 
 // logName is the file of an instance: type, number, generation. In the type
@@ -172,6 +176,10 @@ func (s *logSet) past() ([]engine.LogLine, error) {
 	var lines []engine.LogLine
 	for bytes := 0; len(lines) < s.query.Lines && bytes < engine.MaxLogBytes; {
 		for len(closed) > 0 && (len(open) == 0 || !closed[0].written.Before(open[0].next.Time)) {
+			if closed[0].written.Add(fileClock).Before(s.query.Since) {
+				closed = nil
+				break
+			}
 			p, err := s.openPast(closed[0])
 			if err != nil {
 				return nil, err
@@ -217,6 +225,7 @@ func (s *logSet) openPast(f *logFile) (*pastLog, error) {
 	p := &pastLog{file: f, past: past}
 	if ok, err := p.advance(s.query); !ok || err != nil {
 		past.Close()
+		f.close() // it is opened again when something is appended
 		return nil, err
 	}
 	return p, nil
@@ -398,9 +407,10 @@ func (e *Engine) pruneLogs(app string) {
 		}
 	}
 	slices.SortFunc(old, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
-	total := int64(0)
+	total, count := int64(0), 0
 	for _, info := range old {
-		if total += info.Size(); total > oldLogs {
+		total, count = total+info.Size(), count+1
+		if total > oldLogs || count > oldLogFiles {
 			if err := os.Remove(filepath.Join(e.logDir(app), info.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				e.opts.Log.Warn("cannot remove an old log", "app", app, "error", err.Error())
 			}

@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +49,11 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 		SetKey: engine.SetKey{App: job.App, Type: "run"}, ID: newID(), Kind: kindJob, Num: job.Num,
 		AppID: job.Process.AppID, Version: job.Process.Version,
 	}
-	defer func() { err = errors.Join(err, e.discardJob(ctx, r)) }()
+	defer func() {
+		if err := e.discardJob(ctx, r); err != nil { // Forget, or the next start of this program, removes it
+			e.opts.Log.Warn("a one-off cannot be removed", "app", job.App, "error", err.Error())
+		}
+	}()
 	if job.Log.Type != "" {
 		kept, err := e.keepOutput(&job)
 		if err != nil {

@@ -132,7 +132,8 @@ func (e *Engine) statuses(ctx context.Context, list []record) (map[string]*task.
 		for _, p := range res.Tasks {
 			found[p.ID] = p
 		}
-		return found, nil
+		// containerd 2 leaves out whose shim is slow to answer. Of those one does not know that they are gone.
+		list = slices.DeleteFunc(slices.Clone(list), func(r record) bool { return found[r.ID] != nil })
 	}
 	processes := make([]*task.Process, len(list))
 	group, ctx := errgroup.WithContext(ctx)
@@ -242,7 +243,13 @@ func (e *Engine) creatingNow(list []record) map[string]bool {
 func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Instance {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	n := e.noteOf(r.ID, r.App)
+	n := e.notes[r.ID]
+	switch {
+	case n == nil && p == nil: // it may be gone meanwhile, and nobody would drop its note
+		n = &note{app: r.App}
+	case n == nil:
+		n = e.noteOf(r.ID, r.App)
+	}
 	if n.start == nil {
 		n.start = e.readStart(r.ID)
 	}
@@ -251,7 +258,7 @@ func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Insta
 		inst.Started = n.start.Started
 	}
 	switch {
-	case n.busy == paas.StateCreated, n.busy == paas.StateDown && (p == nil || p.Status != task.Status_RUNNING):
+	case n.busy == paas.StateCreated, n.busy == paas.StateDown && !alive(p):
 		inst.State = n.busy
 	case r.Failed != "":
 		inst.State, inst.Reason = paas.StateCrashed, r.Failed
@@ -259,7 +266,9 @@ func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Insta
 		inst.State = paas.StateCreated
 	case p == nil:
 		inst.State, inst.Reason = paas.StateDown, "stopped, because the machine or the container engine was"
-	case p.Status == task.Status_RUNNING && n.start != nil:
+	case p.Status == task.Status_CREATED && !creating:
+		inst.State, inst.Reason = paas.StateDown, "not started, because the controller ended"
+	case alive(p) && n.start != nil:
 		inst.State = paas.StateUp
 		inst.Address = net.JoinHostPort(n.start.Address.String(), strconv.Itoa(r.Port))
 	case p.Status == task.Status_STOPPED:
@@ -272,6 +281,12 @@ func (e *Engine) instance(r record, p *task.Process, creating bool) engine.Insta
 		inst.State = paas.StateCreated
 	}
 	return inst
+}
+
+// alive reports whether a container's process runs. When its shim is slow to answer, containerd tells no status
+// after two seconds: what served goes on serving until it is known to have ended.
+func alive(p *task.Process) bool {
+	return p != nil && (p.Status == task.Status_RUNNING || p.Status == task.Status_UNKNOWN)
 }
 
 // readStart is nil while the process was not started.

@@ -2,9 +2,11 @@ package containerd
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -160,4 +162,43 @@ func FuzzLogName(f *testing.F) {
 			t.Errorf("%q is read as %q, %d, %d, %v", name, gotType, gotNum, gotGeneration, ok)
 		}
 	})
+}
+
+// What a look at a task says of an instance, when this process is not at work on it.
+func TestJudgesTasks(t *testing.T) {
+	e := &Engine{opts: Options{Root: t.TempDir()}, notes: map[string]*note{}}
+	r := record{SetKey: engine.SetKey{App: "a", Type: "web"}, ID: "x", Kind: kindInstance, Num: 1, Port: 5000}
+	if err := os.MkdirAll(e.instanceDir(r.ID), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	judge := func(status task.Status, creating bool) paas.InstanceState {
+		return e.instance(r, &task.Process{ID: r.ID, Status: status}, creating).State
+	}
+	for _, c := range []struct {
+		status   task.Status
+		creating bool
+		want     paas.InstanceState
+	}{
+		{task.Status_CREATED, true, paas.StateCreated},
+		{task.Status_CREATED, false, paas.StateDown}, // its creator was killed, and nobody else will start it
+	} {
+		if got := judge(c.status, c.creating); got != c.want {
+			t.Errorf("%s, creating %t: %s, want %s", c.status, c.creating, got, c.want)
+		}
+	}
+	if err := os.WriteFile(e.startFile(r.ID), []byte(`{"Address":"10.0.0.2","Started":"2026-01-02T03:04:05Z"}`), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []task.Status{task.Status_RUNNING, task.Status_UNKNOWN} { // the latter is of a slow shim
+		if got := judge(status, false); got != paas.StateUp {
+			t.Errorf("%s: %s, want up", status, got)
+		}
+	}
+	if got := e.instance(r, nil, false).State; got != paas.StateDown {
+		t.Errorf("without a task: %s", got)
+	}
+	delete(e.notes, r.ID)
+	if e.instance(r, nil, false); len(e.notes) > 0 {
+		t.Error("a look at what is gone leaves a note")
+	}
 }

@@ -24,6 +24,8 @@ const (
 	// retryPause is the time between two attempts at containerd; one attempt
 	// waits for connectWait by itself.
 	retryPause = 100 * time.Millisecond
+	// sweepPause is the longest time between two attempts at removing remnants.
+	sweepPause = time.Minute
 	// syncTime is how long an event may take from containerd to us before it
 	// is sent again.
 	syncTime = 200 * time.Millisecond
@@ -112,10 +114,9 @@ func (e *Engine) Watch(ctx context.Context) <-chan string {
 
 // follow turns containerd's events into messages to the watchers, for ever.
 func (e *Engine) follow(ctx context.Context) {
-	swept := false
 	said := false
 	for ctx.Err() == nil {
-		began, err := e.session(ctx, &swept)
+		began, err := e.session(ctx)
 		if began {
 			said = false
 		}
@@ -131,7 +132,7 @@ func (e *Engine) follow(ctx context.Context) {
 }
 
 // session is one stream of events, until it breaks. It reports whether it ever began.
-func (e *Engine) session(ctx context.Context, swept *bool) (began bool, err error) {
+func (e *Engine) session(ctx context.Context) (began bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	mine := "namespace==" + e.ns
@@ -142,13 +143,6 @@ func (e *Engine) session(ctx context.Context, swept *bool) (began bool, err erro
 	}
 	e.opts.Log.Debug("following containerd")
 	e.watch.notify("")
-	if !*swept {
-		if err := e.sweep(ctx); err != nil {
-			return true, err
-		}
-		*swept = true
-		close(e.swept)
-	}
 	for {
 		select {
 		case ev := <-stream:
@@ -210,8 +204,25 @@ func (e *Engine) heard(ctx context.Context, env *events.Envelope) {
 	}
 }
 
+// tidy sweeps until nothing of an earlier process is left. What cannot be removed is tried again less and less often.
+func (e *Engine) tidy(ctx context.Context) {
+	for pause := retryPause; ctx.Err() == nil; pause = min(2*pause, sweepPause) {
+		err := e.sweep(ctx)
+		if err == nil {
+			return
+		}
+		if pause == sweepPause && ctx.Err() == nil {
+			e.opts.Log.Warn("remnants of containers cannot be removed", "retry", pause.String(), "error", err.Error())
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // sweep removes what a crash left of containers that have no record, and jobs
-// whose caller is no more. Things are listed before the records are, so that what
+// whose caller is no more; once these are gone, swept is closed. Things are listed before the records are, so that what
 // is being made at the same time is not taken for a remnant.
 func (e *Engine) sweep(ctx context.Context) error {
 	found := map[string]bool{}
@@ -258,13 +269,17 @@ func (e *Engine) sweep(ctx context.Context) error {
 	}
 	maps.DeleteFunc(found, func(id string, _ bool) bool { return !validID.MatchString(id) })
 	errs := []error{e.removeAll(ctx, jobs, 0)}
+	if errs[0] == nil {
+		e.sweptOnce()
+	}
 	for id := range found {
 		errs = append(errs, e.sweepOne(ctx, id))
 	}
-	if n := len(found) + len(jobs); n > 0 {
+	err = errors.Join(errs...)
+	if n := len(found) + len(jobs); n > 0 && err == nil {
 		e.opts.Log.Info("removed remnants of containers", "count", n)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func (e *Engine) sweepOne(ctx context.Context, id string) error {

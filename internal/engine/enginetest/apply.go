@@ -110,9 +110,8 @@ func (s *suite) applyReplacesEnded() {
 	}
 }
 
-// applyFailsWhole: when one instance cannot be created, nothing of the call
-// remains, and what was there before does.
-func (s *suite) applyFailsWhole() {
+// applyFails: of instances that cannot be created nothing remains, and what was there before does.
+func (s *suite) applyFails() {
 	bad := s.set("worker", 2, s.fix.Sleep)
 	bad.Process.Image, bad.Process.Digest = s.fix.MissingImage, ""
 	s.wantUserError(s.Apply(s.ctx, bad))

@@ -34,7 +34,7 @@ func Run(t *testing.T, open func(*testing.T) engine.Engine, fix Fixture) {
 		{"ApplyConcurrently", (*suite).applyConcurrently},
 		{"ApplyScales", (*suite).applyScales},
 		{"ApplyReplacesEnded", (*suite).applyReplacesEnded},
-		{"ApplyFailsWhole", (*suite).applyFailsWhole},
+		{"ApplyFails", (*suite).applyFails},
 		{"ApplySeenFromOutside", (*suite).applySeenFromOutside},
 		{"ApplyOutlivesContext", (*suite).applyOutlivesContext},
 		{"Port", (*suite).port},

@@ -117,27 +117,26 @@ func (e *Engine) put(key engine.SetKey, set map[int]*instance) {
 	}
 }
 
-// grow creates and then starts what spec lacks, all or nothing.
+// grow creates and starts what spec lacks. The first error does not keep it from trying the others.
 func (e *Engine) grow(set map[int]*instance, spec engine.SetSpec) error {
-	created := map[int]*instance{}
+	var failed error
 	for _, num := range spec.Nums {
-		if old := set[num]; (old != nil && !ended(old.State)) || created[num] != nil {
+		old := set[num]
+		if old != nil && !ended(old.State) {
 			continue
 		}
 		inst, err := e.create(spec, num)
 		if err != nil {
-			return err
+			failed = cmp.Or(failed, err)
+			continue
 		}
-		created[num] = inst
-	}
-	for num, inst := range created {
-		if old := set[num]; old != nil {
+		if old != nil {
 			old.halt()
 		}
 		set[num] = inst
 		e.start(inst)
 	}
-	return nil
+	return failed
 }
 
 // shrink destroys what is not in keep, youngest first. What cannot be destroyed stays.

@@ -156,6 +156,38 @@ func TestChaos(t *testing.T) {
 	}
 }
 
+// One that cannot be created does not keep the others from running.
+func TestApplyInPart(t *testing.T) {
+	e := fake.New()
+	calls := 0
+	e.SetPrograms(func(engine.Process) (fake.Program, error) {
+		if calls++; calls == 2 {
+			return fake.Program{}, paas.Errorf(paas.Unavailable, "no room")
+		}
+		return fake.Program{}, nil
+	})
+	spec := engine.SetSpec{SetKey: engine.SetKey{App: "a", Type: "web", Generation: 1}, Nums: []int{1, 2, 3}}
+	nums := func() (up []int) {
+		list, err := e.Instances(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, inst := range list {
+			up = append(up, inst.Num)
+		}
+		return up
+	}
+	if err := e.Apply(t.Context(), spec); paas.CodeOf(err) != paas.Unavailable {
+		t.Errorf("error %v", err)
+	}
+	if got := nums(); !slices.Equal(got, []int{1, 3}) {
+		t.Errorf("up are %v", got)
+	}
+	if err := e.Apply(t.Context(), spec); err != nil || !slices.Equal(nums(), []int{1, 2, 3}) {
+		t.Errorf("then up are %v, %v", nums(), err)
+	}
+}
+
 func TestExitAndWrite(t *testing.T) {
 	e := fake.New()
 	if err := e.Apply(t.Context(), web); err != nil {
