@@ -32,7 +32,7 @@ stop: ## stop the demo's platform and its apps
 clean: stop ## stop the demo and remove all of its state
 	rm -rf "$(ROOT)" "$(BIN)"
 
-test: deps build ## all tests, unit to end-to-end, on real containerd, BuildKit, git and ssh
+test: deps build ## the tests, unit to end-to-end, on real containerd, BuildKit, git and ssh; test-self is apart
 	@scripts/test "$(BIN)" "$(ROOT)"
 
 lint: ## formatting, vet and golangci-lint

@@ -226,7 +226,7 @@ func testPythonVersion(t *testing.T, b *buildpackRun) {
 	out := b.build(map[string]string{"requirements.txt": "", "runtime.txt": "python-3.11.99\n", "pyproject.toml": "[tool.black]\n"})
 	want(t, out, "runtime.txt says 3.11.99: Python 3.11.", "There is no default web process")
 	want(t, b.notDetected(map[string]string{"main.py": "", "pyproject.toml": "[tool.black]\n"}),
-		"no requirements.txt, poetry.lock, uv.lock, or pyproject.toml with a [project], in the root")
+		"no requirements.txt, poetry.lock, uv.lock, or pyproject.toml with [project] or [tool.poetry], in the root")
 }
 
 func testDjango(t *testing.T, b *buildpackRun) {

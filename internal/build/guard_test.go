@@ -290,12 +290,12 @@ func cgroupRoots() []string {
 	return []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids"}
 }
 
-// TestServedAppKeepsItsLatency measures an app beside builds that take all they can. The bound is loose, since
-// other programs run on this machine too; BenchmarkLatency prints the same with more requests.
+// TestServedAppKeepsItsLatency measures an app beside builds that take all they can. What it may take more is a
+// few slices of the kernel's scheduler; BenchmarkLatency prints the same with more requests.
 func TestServedAppKeepsItsLatency(t *testing.T) {
 	quiet, beside := measureLatency(t, 500)
 	t.Logf("p99 quiet %v, beside hogs %v", quiet, beside)
-	if beside > 5*quiet+250*time.Millisecond {
+	if beside > 2*quiet+20*time.Millisecond {
 		t.Errorf("p99 is %v beside hogs, %v without", beside, quiet)
 	}
 }
@@ -309,7 +309,7 @@ func BenchmarkLatency(b *testing.B) {
 }
 
 // measureLatency is the p99 of so many requests to an app in its own cgroup, as the engine makes it: quiet, and
-// beside four builds that never stop.
+// beside four builds that never stop; of these the best of three, since other programs run on this machine too.
 func measureLatency(t testing.TB, requests int) (quiet, beside time.Duration) {
 	p := sharedPlatform(t)
 	url := p.serveApp(t)
@@ -360,6 +360,9 @@ func measureLatency(t testing.TB, requests int) (quiet, beside time.Duration) {
 	}
 	running.Wait()
 	beside = measure()
+	for range 2 {
+		beside = min(beside, measure())
+	}
 	cancel()
 	builds.Wait()
 	return max(quiet, measure()), beside // the machine's other work comes and goes

@@ -175,7 +175,10 @@ func TestStepsReachTheInternetOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := []string{subnet.Gateway.String() + ":" + port, own + ":" + port, "127.0.0.1:" + port, "169.254.169.254"}
+	closed := []string{
+		subnet.Gateway.String() + ":" + port, own + ":" + port, "127.0.0.1:" + port,
+		"169.254.169.254", "169.254.170.2", "100.100.100.200", // metadata of clouds
+	}
 	dockerfile := "FROM deis/run\nRUN for a in " + strings.Join(closed, " ") + `; do curl --silent --show-error --max-time 9 http://$a && echo reached $a; done; echo tried
 RUN curl --silent --show-error --fail --max-time 9 http://` + server + "/ && echo outside\nCMD true\n"
 	_, log, err := p.buildApp(t, newRepo(t), "app-closed", map[string]string{"Dockerfile": dockerfile})

@@ -13,7 +13,7 @@ import (
 
 	"github.com/moby/buildkit/client"
 
-	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/daemon"
 )
 
 // The words of a provenance: an in-toto statement v1 (https://github.com/in-toto/attestation/tree/main/spec/v1)
@@ -128,7 +128,7 @@ func (j *job) provenance(imageDigest string, started time.Time) (json.RawMessage
 	}
 	run := &s.Predicate.Details
 	run.Builder.ID = builderID
-	run.Builder.Version = map[string]string{"deis": api.PlatformVersion, "buildkit": buildkitVersion()}
+	run.Builder.Version = map[string]string{"deis": daemon.Version, "buildkit": buildkitVersion()}
 	for _, b := range j.origin.buildpacks {
 		run.Builder.Dependencies = append(run.Builder.Dependencies, b.descriptor())
 	}

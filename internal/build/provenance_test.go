@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/build"
+	"github.com/deis/deis/internal/daemon"
 )
 
 type descriptor struct {
@@ -59,7 +60,7 @@ func provenanceOf(t *testing.T, b *build.Result, commit string) statement {
 	if d := def.ResolvedDependencies[0]; d.Name != "source" || d.Digest["gitCommit"] != commit {
 		t.Errorf("first dependency %+v", d)
 	}
-	if def.BuildType == "" || run.Builder.ID == "" || run.Builder.Version["deis"] == "" || run.Builder.Version["buildkit"] == "" {
+	if def.BuildType == "" || run.Builder.ID == "" || run.Builder.Version["deis"] != daemon.Version || run.Builder.Version["buildkit"] == "" {
 		t.Errorf("type %q, builder %+v", def.BuildType, run.Builder)
 	}
 	m := run.Metadata

@@ -21,7 +21,7 @@ const (
 	ConfigRegistry         = "DEIS_REGISTRY"
 	ConfigRegistryUsername = "DEIS_REGISTRY_USERNAME"
 	ConfigRegistryPassword = "DEIS_REGISTRY_PASSWORD"
-	// ConfigReadOnly, "1", makes the files of the image read-only for the app's processes.
+	// ConfigReadOnly, "1", makes the files of the image read-only for the app's processes; "0" and "" do not.
 	ConfigReadOnly = "DEIS_READ_ONLY"
 )
 
@@ -109,9 +109,15 @@ func configValue(key string, v any) (string, string) {
 	if !configKeyPattern.MatchString(key) {
 		return "", "Config keys must start with a letter or underscore and only contain [A-z0-9_]"
 	}
+	if v == nil {
+		return "", ""
+	}
 	text := Text(v)
-	if hasNull(text) {
+	switch {
+	case hasNull(text):
 		return "", MsgNullCharacter
+	case key == ConfigReadOnly && text != "" && text != "0" && text != "1":
+		return "", ConfigReadOnly + " must be 1 or 0"
 	}
 	return text, ""
 }

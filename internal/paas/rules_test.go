@@ -69,6 +69,8 @@ func TestConfigWith(t *testing.T) {
 			ConfigChange{Values: map[string]any{"1": "x", "a-b": "y"}},
 			map[string][]string{"values": {"Config keys must start with a letter or underscore and only contain [A-z0-9_]"}},
 		},
+		{ConfigChange{Values: map[string]any{ConfigReadOnly: "true", "A": "2"}}, map[string][]string{"values": {"DEIS_READ_ONLY must be 1 or 0"}}},
+		{ConfigChange{Values: map[string]any{ConfigReadOnly: " 1"}}, map[string][]string{"values": {"DEIS_READ_ONLY must be 1 or 0"}}},
 		{
 			ConfigChange{Memory: map[string]any{"Web": "1G"}, CPU: map[string]any{"web": json.Number("1025")}},
 			map[string][]string{"memory": {msgLimitKey}, "cpu": {"CPU shares must be between 0 and 1024"}},
@@ -80,6 +82,16 @@ func TestConfigWith(t *testing.T) {
 		_, err := base.With(c.change)
 		if e, ok := err.(*Error); !ok || !reflect.DeepEqual(e.Fields, c.fields) {
 			t.Errorf("%+v: %v, want %v", c.change, err, c.fields)
+		}
+	}
+}
+
+// TestReadOnly: what is neither on nor off is refused (TestConfigWith), so that nobody believes it to be on.
+func TestReadOnly(t *testing.T) {
+	for value, want := range map[any]bool{"1": true, json.Number("1"): true, "0": false, json.Number("0"): false, "": false, nil: false} {
+		next, err := Config{Values: map[string]string{ConfigReadOnly: "1"}}.With(ConfigChange{Values: map[string]any{ConfigReadOnly: value}})
+		if err != nil || next.ReadOnly() != want {
+			t.Errorf("%v: read-only is %t, %v", value, next.ReadOnly(), err)
 		}
 	}
 }

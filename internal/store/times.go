@@ -17,9 +17,6 @@ const (
 	Commit Class = "commit" // its end, with what the disk takes
 )
 
-// Classes are all of them.
-var Classes = []Class{Read, Write, Wait, Commit}
-
 // Observe makes f hear how long each operation took, from now on. f may be
 // called concurrently.
 func (s *Store) Observe(f func(c Class, took time.Duration)) { s.times.hear.Store(&f) }

@@ -106,15 +106,6 @@ type Server struct {
 	lost     atomic.Pointer[error]
 }
 
-// Run opens the role and serves until ctx ends or containerd is lost.
-func Run(ctx context.Context, cfg Config) error {
-	s, err := Open(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	return s.Serve(ctx)
-}
-
 // Open waits for containerd, cleans up after a predecessor that was killed, and
 // opens the cache. Only one role may have a Root open.
 func Open(ctx context.Context, cfg Config) (_ *Server, err error) {

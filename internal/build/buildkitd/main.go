@@ -13,9 +13,6 @@ import (
 	"github.com/deis/deis/internal/hostnet"
 )
 
-// metadataService is where clouds keep credentials of the host.
-var metadataService = netip.MustParsePrefix("169.254.169.254/32")
-
 // Main is the role as a daemon: it declares its settings and serves until ctx ends.
 func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	var root, address, containerdAddress, namespace, allow, caFile string
@@ -45,7 +42,7 @@ func Main(ctx context.Context, d *daemon.Daemon, args []string) error {
 	network, err := hostnet.Open(hostnet.Options{
 		Name:   "deis" + id + "b",
 		Dir:    filepath.Join(root, "cni"),
-		Deny:   []netip.Prefix{metadataService},
+		Deny:   hostnet.Metadata,
 		Closed: true,
 		Allow:  allowed,
 	})
