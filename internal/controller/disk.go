@@ -49,7 +49,8 @@ func (s *server) collectImages(ctx context.Context) error {
 }
 
 // collect keeps the images of an app's last releases, of what runs or is being brought up, and of
-// builds younger than the latest release's, which may be about to be released.
+// builds younger than the latest release's, which may be about to be released. Logs and documents of old builds go with
+// their images.
 func (s *server) collect(ctx context.Context, app paas.App) error {
 	// In this order: what is built meanwhile is not on the list.
 	var images []engine.Image
@@ -64,7 +65,7 @@ func (s *server) collect(ctx context.Context, app paas.App) error {
 	if err != nil {
 		return err
 	}
-	return s.engine.Collect(ctx, app.UUID, func(img engine.Image) bool {
+	err = s.engine.Collect(ctx, app.UUID, func(img engine.Image) bool {
 		switch {
 		case !slices.Contains(images, img), kept[img.Digest]:
 			return true
@@ -73,6 +74,10 @@ func (s *server) collect(ctx context.Context, app paas.App) error {
 		}
 		return time.Since(img.Updated) < strayImage
 	})
+	if err != nil {
+		return err
+	}
+	return s.store.ForgetDocuments(ctx, app.UUID, kept)
 }
 
 // watchApps calls f for all apps, and then for each to which something was done,

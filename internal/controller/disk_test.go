@@ -84,6 +84,40 @@ func TestCollect(t *testing.T) {
 	want(4, 7, 8) // the last three releases all have build 4
 }
 
+// TestCollectForgetsLogs: with the images of old builds their logs go.
+func TestCollectForgetsLogs(t *testing.T) {
+	p := newPlatform(t)
+	alice, builder := p.user("alice"), p.builder()
+	alice.app("shop")
+	app, err := p.s.store.AppByID(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var builds []paas.Build
+	for n := 1; n <= 51; n++ {
+		b := paas.Build{App: app.UUID, Owner: "alice", Image: "x", Digest: digestOf(n), Log: "a log"}
+		if err := p.s.store.CreateBuild(t.Context(), &b); err != nil {
+			t.Fatal(err)
+		}
+		builds = append(builds, b)
+	}
+	builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
+		RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", 52), Digest: digestOf(52),
+		Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, 52), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
+	})
+	e := &imageEngine{Engine: p.engine, images: map[string]time.Time{digestOf(1): time.Now(), digestOf(52): time.Now()}}
+	s := &server{store: p.s.store, engine: e}
+	if err := s.collect(t.Context(), app); err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range builds {
+		log, err := s.store.BuildLog(t.Context(), b.UUID)
+		if gone := i < 2; err != nil || (log != "a log") != gone {
+			t.Errorf("build %d: log %q, %v", i+1, log, err)
+		}
+	}
+}
+
 // TestDiskBudgets: pushes are refused before they are built.
 func TestDiskBudgets(t *testing.T) {
 	p := newPlatform(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -60,7 +61,7 @@ func checkDrains(cfg paas.Config) error {
 	return nil
 }
 
-// drainMark is how far an app's lines have been sent.
+// drainMark is how far an app's lines have come.
 type drainMark struct {
 	// Line is the time of the last line, Activity the number of the last row.
 	Line     time.Time `json:"line"`
@@ -71,22 +72,35 @@ type drainMark struct {
 type drains struct {
 	s        *server
 	platform []drain.Target
+	guard    drainGuard
 	file     string
 	work     sync.WaitGroup
 
 	mu    sync.Mutex
 	apps  map[string]*appDrains
-	marks map[string]drainMark
+	marks map[string]drainMark // how far lines are queued
 	dirty bool
 	ended drain.Stats // of drains that are no more
 }
 
+// drainTarget is where lines go, and whether the app says so or the platform's operator.
+type drainTarget struct {
+	drain.Target
+	ofApp bool
+}
+
 // appDrains are those of one app.
 type appDrains struct {
-	app     paas.App
-	targets []drain.Target
-	drains  []*drain.Drain
-	stop    context.CancelFunc
+	app    paas.App
+	drains []*appDrain // replaced, never changed; drains.mu is for it
+	stop   context.CancelFunc
+}
+
+// appDrain is one of them at work.
+type appDrain struct {
+	*drain.Drain
+	to   drainTarget
+	stop context.CancelFunc
 }
 
 func newDrains(s *server) (*drains, error) {
@@ -97,6 +111,9 @@ func newDrains(s *server) (*drains, error) {
 	var err error
 	if d.platform, err = parseDrains(s.cfg.LogDrain); err != nil {
 		return nil, fmt.Errorf("%s: %w", paas.ConfigLogDrain, err)
+	}
+	if d.guard.ports, d.guard.prefixes, err = parseAllow(s.cfg.AppAllow); err != nil {
+		return nil, err
 	}
 	if s.cfg.Metrics == nil {
 		return d, nil
@@ -118,25 +135,32 @@ func (d *drains) total() drain.Stats {
 	defer d.mu.Unlock()
 	sum := d.ended
 	for _, a := range d.apps {
-		sum = a.addTo(sum)
+		for _, one := range a.drains {
+			st := one.Stats()
+			sum.Sent += st.Sent
+			sum.Dropped += st.Dropped
+		}
 	}
 	return sum
 }
 
-func (a *appDrains) addTo(sum drain.Stats) drain.Stats {
-	for _, one := range a.drains {
-		st := one.Stats()
-		sum.Sent += st.Sent
-		sum.Dropped += st.Dropped
-	}
-	return sum
+// end stops a drain; what waits for it is dropped. d.mu is held.
+func (d *drains) end(one *appDrain) {
+	one.stop()
+	st := one.Stats()
+	d.ended.Sent += st.Sent
+	d.ended.Dropped += st.Dropped + int64(one.Unsent(func(drain.Line) {}))
 }
 
-// end stops the drains of an app. d.mu is held.
-func (d *drains) end(a *appDrains) {
+// endApp stops the drains of an app and forgets how far they came. d.mu is held.
+func (d *drains) endApp(a *appDrains) {
 	a.stop()
-	d.ended = a.addTo(d.ended)
+	for _, one := range a.drains {
+		d.end(one)
+	}
 	delete(d.apps, a.app.UUID)
+	delete(d.marks, a.app.UUID)
+	d.dirty = true
 }
 
 // run keeps the drains as the configs say until ctx ends. It looks at an app
@@ -194,44 +218,83 @@ func (d *drains) look(ctx context.Context, seen int64) (int64, error) {
 		if err != nil {
 			targets = nil // from before it was checked
 		}
-		d.set(ctx, app, append(slices.Clone(d.platform), targets...))
+		d.set(ctx, app, d.both(targets))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for uuid, a := range d.apps {
 		if !exist[uuid] {
-			d.end(a)
-			delete(d.marks, uuid)
-			d.dirty = true
+			d.endApp(a)
 		}
 	}
+	maps.DeleteFunc(d.marks, func(uuid string, _ drainMark) bool { return !exist[uuid] }) // of apps that went while we were down
 	return last, nil
 }
 
-// set makes these the drains of an app.
-func (d *drains) set(ctx context.Context, app paas.App, targets []drain.Target) {
+// both are the platform's targets and an app's own.
+func (d *drains) both(own []drain.Target) []drainTarget {
+	var all []drainTarget
+	for _, t := range d.platform {
+		all = append(all, drainTarget{Target: t})
+	}
+	for _, t := range own {
+		all = append(all, drainTarget{Target: t, ofApp: true})
+	}
+	return all
+}
+
+// set makes these the drains of an app. One that stays keeps what waits for it.
+func (d *drains) set(ctx context.Context, app paas.App, targets []drainTarget) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if a := d.apps[app.UUID]; a != nil {
-		if slices.Equal(a.targets, targets) {
-			return
-		}
-		d.end(a)
-	}
-	if len(targets) == 0 {
+	a := d.apps[app.UUID]
+	switch {
+	case a == nil && len(targets) == 0:
 		delete(d.marks, app.UUID)
 		return
+	case len(targets) == 0:
+		d.endApp(a)
+		return
+	case a == nil:
+		a = d.begin(ctx, app)
 	}
+	var drains []*appDrain
+	for _, to := range targets {
+		i := slices.IndexFunc(a.drains, func(one *appDrain) bool { return one.to == to })
+		if i >= 0 {
+			drains = append(drains, a.drains[i])
+			continue
+		}
+		drains = append(drains, d.open(ctx, to))
+	}
+	for _, one := range a.drains {
+		if !slices.Contains(drains, one) {
+			d.end(one)
+		}
+	}
+	a.drains = drains
+}
+
+// begin follows an app's lines. d.mu is held, and there are drains when it is released.
+func (d *drains) begin(ctx context.Context, app paas.App) *appDrains {
 	ctx, stop := context.WithCancel(ctx)
-	a := &appDrains{app: app, targets: targets, stop: stop}
-	for _, t := range targets {
-		one := drain.New(t, nil)
-		a.drains = append(a.drains, one)
-		d.work.Go(func() { one.Run(ctx) })
-	}
+	a := &appDrains{app: app, stop: stop}
 	d.apps[app.UUID] = a
 	d.work.Go(func() { d.follow(ctx, a, func(from drainMark) error { return d.lines(ctx, a, from) }) })
 	d.work.Go(func() { d.follow(ctx, a, func(from drainMark) error { return d.activity(ctx, a, from) }) })
+	return a
+}
+
+// open starts a drain.
+func (d *drains) open(ctx context.Context, to drainTarget) *appDrain {
+	opts := drain.Options{}
+	if to.ofApp {
+		opts.Control = d.guard.control
+	}
+	ctx, stop := context.WithCancel(ctx)
+	one := &appDrain{Drain: drain.New(to.Target, opts), to: to, stop: stop}
+	d.work.Go(func() { one.Run(ctx) })
+	return one
 }
 
 // follow calls f again and again from where the drains have come to.
@@ -265,7 +328,7 @@ func (d *drains) lines(ctx context.Context, a *appDrains, from drainMark) error 
 			}
 			return nil
 		}
-		a.send(drain.Line{Time: l.Time, App: a.app.ID, Source: instanceLine(l).source, Err: l.Stderr, Text: l.Text})
+		d.send(a, drain.Line{Time: l.Time, App: a.app.ID, Source: instanceLine(l).source, Err: l.Stderr, Text: l.Text})
 		d.mark(a, drainMark{Line: l.Time})
 		return nil
 	})
@@ -289,11 +352,11 @@ func (d *drains) activity(ctx context.Context, a *appDrains, from drainMark) err
 		if err != nil {
 			return err
 		}
-		for _, l := range activityLines(acts) {
-			a.send(drain.Line{Time: l.at, App: a.app.ID, Source: l.source, Text: l.text})
-		}
-		if len(acts) > 0 {
-			seen = acts[len(acts)-1].ID
+		for _, act := range acts {
+			for _, l := range activityLines([]paas.Activity{act}) {
+				d.send(a, drain.Line{Time: l.at, App: a.app.ID, Source: l.source, Text: l.text, ID: act.ID})
+			}
+			seen = act.ID
 		}
 		d.mark(a, drainMark{Activity: seen})
 		select {
@@ -304,13 +367,16 @@ func (d *drains) activity(ctx context.Context, a *appDrains, from drainMark) err
 	return ctx.Err()
 }
 
-func (a *appDrains) send(l drain.Line) {
-	for _, one := range a.drains {
+func (d *drains) send(a *appDrains, l drain.Line) {
+	d.mu.Lock()
+	all := a.drains
+	d.mu.Unlock()
+	for _, one := range all {
 		one.Send(l)
 	}
 }
 
-// mark notes how far an app's drains have come; zero fields stay.
+// mark notes how far an app's lines are queued; zero fields stay.
 func (d *drains) mark(a *appDrains, to drainMark) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -340,13 +406,41 @@ func (d *drains) load() {
 	}
 }
 
+// sent is how far all of an app's drains have sent its lines, and whether some wait. d.mu is held.
+func (d *drains) sent(app string) (m drainMark, waits bool) {
+	m = d.marks[app]
+	a := d.apps[app]
+	if a == nil {
+		return m, false
+	}
+	for _, one := range a.drains {
+		n := one.Unsent(func(l drain.Line) {
+			if l.ID != 0 {
+				m.Activity = min(m.Activity, l.ID-1)
+			} else if before := l.Time.Add(-time.Nanosecond); before.Before(m.Line) {
+				m.Line = before
+			}
+		})
+		waits = waits || n > 0
+	}
+	return m, waits
+}
+
+// save writes down how far the drains have come. The next controller goes on from there: it queues again what waited
+// here, and a drain that was ahead of the app's others gets lines twice, which is better than never.
 func (d *drains) save() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.dirty {
 		return
 	}
-	text, err := json.Marshal(d.marks)
+	marks, waiting := make(map[string]drainMark, len(d.marks)), false
+	for app := range d.marks {
+		m, waits := d.sent(app)
+		marks[app] = m
+		waiting = waiting || waits
+	}
+	text, err := json.Marshal(marks)
 	if err == nil {
 		err = os.WriteFile(d.file+".new", text, 0o600)
 	}
@@ -357,7 +451,7 @@ func (d *drains) save() {
 		d.s.cfg.Log.Warn("how far the log drains have come is not saved", "error", err.Error())
 		return
 	}
-	d.dirty = false
+	d.dirty = waiting // what waits is sent without another mark
 }
 
 // of returns what became of the lines of an app.
@@ -366,9 +460,9 @@ func (d *drains) of(app string) []api.Drain {
 	defer d.mu.Unlock()
 	list := []api.Drain{}
 	if a := d.apps[app]; a != nil {
-		for i, one := range a.drains {
+		for _, one := range a.drains {
 			st := one.Stats()
-			list = append(list, api.Drain{URL: a.targets[i].String(), Sent: st.Sent, Dropped: st.Dropped, Error: st.Error})
+			list = append(list, api.Drain{URL: one.to.String(), Sent: st.Sent, Dropped: st.Dropped, Error: st.Error})
 		}
 	}
 	return list

@@ -62,6 +62,7 @@ func (p *platform) start() {
 		Listener: l, Root: p.dir, Domain: "example.test", GitURL: "ssh://git@example.test:2222",
 		Log: slog.New(slog.NewTextHandler(p.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
 		StartTimeout: 5 * time.Second, DrainLimit: time.Second, Engine: EngineFake, TestControl: true,
+		AppAllow: drainHost,
 	}
 	p.s = newServer(cfg, testKey, st, p.engine)
 	p.s.routes.settle = 0

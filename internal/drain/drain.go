@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -95,6 +96,8 @@ type Line struct {
 	App, Source string
 	Err         bool // written to stderr
 	Text        string
+	// ID is the caller's, for Unsent.
+	ID int64
 }
 
 // Stats is what became of the lines so far.
@@ -104,23 +107,30 @@ type Stats struct {
 	Error string
 }
 
+// Options of a drain. The zero value reaches every address, and trusts whom the system trusts.
+type Options struct {
+	TLS *tls.Config
+	// Control is a net.Dialer's: it may refuse the address that a host's name turned out to be.
+	Control func(network, address string, conn syscall.RawConn) error
+}
+
 // Drain sends lines to one target. Its methods may be called concurrently.
 type Drain struct {
 	target Target
-	tls    *tls.Config
+	opts   Options
 	more   chan struct{} // capacity 1
 
-	mu    sync.Mutex
-	queue []Line
-	bytes int
-	lost  int64 // dropped and not told yet
-	stats Stats
+	mu      sync.Mutex
+	queue   []Line
+	sending []Line // taken from the queue, and maybe not sent
+	bytes   int
+	lost    int64 // dropped and not told yet
+	stats   Stats
 }
 
-// New returns a drain that queues until Run is called. roots may be nil: then
-// TLS trusts what the system does.
-func New(target Target, config *tls.Config) *Drain {
-	return &Drain{target: target, tls: config, more: make(chan struct{}, 1)}
+// New returns a drain that queues until Run is called.
+func New(target Target, opts Options) *Drain {
+	return &Drain{target: target, opts: opts, more: make(chan struct{}, 1)}
 }
 
 // Send queues a line. It never waits: where there is no room the line is
@@ -146,6 +156,19 @@ func (d *Drain) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.stats
+}
+
+// Unsent calls f with each line that waits or is on its way, and returns how many there are. f must be short:
+// nothing is queued or sent meanwhile.
+func (d *Drain) Unsent(f func(Line)) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, lines := range [][]Line{d.sending, d.queue} {
+		for _, l := range lines {
+			f(l)
+		}
+	}
+	return len(d.sending) + len(d.queue)
 }
 
 // Run sends what is queued until ctx ends, connecting again with a growing
@@ -239,15 +262,16 @@ func (d *Drain) await(ctx context.Context) bool {
 func (d *Drain) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	dialer := &net.Dialer{Control: d.opts.Control}
 	if d.target.network == "tls" {
-		config := d.tls.Clone()
+		config := d.opts.TLS.Clone()
 		if config == nil {
 			config = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
 		config.ServerName = d.target.host
-		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", d.target.address)
+		return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, "tcp", d.target.address)
 	}
-	return (&net.Dialer{}).DialContext(ctx, d.target.network, d.target.address)
+	return dialer.DialContext(ctx, d.target.network, d.target.address)
 }
 
 // take takes some lines from the queue, and how many were lost before them.
@@ -263,6 +287,7 @@ func (d *Drain) take() ([]Line, int64) {
 	if len(d.queue) == 0 {
 		d.queue = nil // gives back the memory of a burst
 	}
+	d.sending = lines
 	lost := d.lost
 	d.lost = 0
 	return lines, lost
@@ -272,6 +297,7 @@ func (d *Drain) take() ([]Line, int64) {
 func (d *Drain) done(unsent []Line, sent, lost int64, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.sending = nil
 	d.stats.Sent += sent
 	if err == nil {
 		d.stats.Error = ""

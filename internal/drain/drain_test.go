@@ -5,12 +5,15 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,7 +63,11 @@ func run(t *testing.T, url string, config *tls.Config) *drain.Drain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := drain.New(target, config)
+	return start(t, drain.New(target, drain.Options{TLS: config}))
+}
+
+func start(t *testing.T, d *drain.Drain) *drain.Drain {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { d.Run(ctx); close(done) }()
@@ -229,4 +236,67 @@ func TestTLS(t *testing.T) {
 	wary := run(t, "tls://"+server.Addr().String(), nil)
 	wary.Send(line("to a stranger"))
 	soon(t, "a certificate that nobody signed is refused", func() bool { return strings.Contains(wary.Stats().Error, "certificate") })
+}
+
+// TestControl: an address that is refused gets nothing, by whatever transport, and the reason is told.
+func TestControl(t *testing.T) {
+	stream, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	for _, url := range []string{"syslog://" + packets.LocalAddr().String(), "tcp://" + stream.Addr().String(), "tls://" + stream.Addr().String()} {
+		target, err := drain.Parse(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := start(t, drain.New(target, drain.Options{Control: func(_, address string, _ syscall.RawConn) error {
+			return errors.New("not to " + address)
+		}}))
+		d.Send(line("to nobody"))
+		soon(t, "the refusal is told", func() bool { return d.Stats().Error != "" })
+		_, address, _ := strings.Cut(url, "://")
+		if st := d.Stats(); st.Sent != 0 || !strings.HasSuffix(st.Error, "not to "+address) {
+			t.Errorf("%s: %+v", url, st)
+		}
+	}
+	stream.(*net.TCPListener).SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if conn, err := stream.Accept(); err == nil {
+		t.Errorf("a connection came from %s", conn.RemoteAddr())
+	}
+	packets.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, _, err := packets.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("a message of %d bytes came", n)
+	}
+}
+
+// TestUnsent: what waits is known, and what was sent is not among it.
+func TestUnsent(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := server.Addr().String()
+	server.Close()
+	d := run(t, "tcp://"+addr, nil)
+	d.Send(drain.Line{Time: at, Text: "one", ID: 1})
+	d.Send(drain.Line{Time: at.Add(time.Second), Text: "two", ID: 2})
+	soon(t, "the error is known", func() bool { return d.Stats().Error != "" })
+	var ids []int64
+	if n := d.Unsent(func(l drain.Line) { ids = append(ids, l.ID) }); n != 2 || !slices.Equal(ids, []int64{1, 2}) {
+		t.Errorf("%d lines wait: %v", n, ids)
+	}
+	if server, err = net.Listen("tcp", addr); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	soon(t, "all are sent", func() bool { return d.Stats().Sent == 2 })
+	if n := d.Unsent(func(l drain.Line) { t.Errorf("%q waits", l.Text) }); n != 0 {
+		t.Errorf("%d lines wait", n)
+	}
 }

@@ -6,8 +6,10 @@ import (
 	"context"
 	"database/sql"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/deis/deis/internal/paas"
 )
@@ -50,6 +52,41 @@ func insertDocuments(ctx context.Context, tx *sql.Tx, b *paas.Build) error {
 		}
 	}
 	return nil
+}
+
+// keptDocuments is how many builds of an app, the newest, keep log and documents whatever became of their images: a
+// log is up to 1 MB, and is asked for soon after the build or not at all.
+const keptDocuments = 50
+
+// logGone is in the place of a log that was removed.
+const logGone = "The log of this build was removed with its image, which no release needs any more.\n"
+
+// ForgetDocuments removes logs and documents of an app's old builds whose images are not among the kept ones. Builds
+// whose image has no digest stay as they are: nobody knows what became of it.
+func (s *Store) ForgetDocuments(ctx context.Context, app string, kept map[string]bool) error {
+	type build struct{ uuid, digest string }
+	old, err := collect(ctx, s.reads, func(row scanner) (b build, err error) { return b, row.Scan(&b.uuid, &b.digest) },
+		`SELECT b.uuid, b.digest FROM builds b WHERE b.app = ? AND b.digest <> ''
+			AND b.seq <= (SELECT seq FROM builds WHERE app = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)
+			AND (EXISTS (SELECT 1 FROM build_logs l WHERE l.build = b.uuid AND l.log NOT IN ('', ?))
+				OR EXISTS (SELECT 1 FROM build_documents d WHERE d.build = b.uuid))`, app, app, keptDocuments, logGone)
+	if err != nil {
+		return err
+	}
+	old = slices.DeleteFunc(old, func(b build) bool { return kept[b.digest] })
+	if len(old) == 0 {
+		return nil
+	}
+	return s.write(ctx, func(tx *sql.Tx) error {
+		for _, b := range old {
+			err := errors.Join(exec(ctx, tx, "UPDATE build_logs SET log = ? WHERE build = ? AND log <> ''", logGone, b.uuid),
+				exec(ctx, tx, "DELETE FROM build_documents WHERE build = ?", b.uuid))
+			if err != nil {
+				return fmt.Errorf("forget the log of build %s: %w", b.uuid, err)
+			}
+		}
+		return nil
+	})
 }
 
 // pack makes a document a tenth of its size, and text, which every database keeps alike.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -137,11 +138,26 @@ func (s *Store) FailRollout(ctx context.Context, id int64, reason string, live [
 		a.User, a.App, a.Text = r.Owner, r.App, fmt.Sprintf("%s by %s failed: %s", r.Kind, r.Owner, reason)
 		err = execOne(ctx, tx, "UPDATE rollouts SET state = 'failed', step = '', reason = ?, finished = ? WHERE id = ? AND state IN "+unfinished,
 			reason, now(), id)
-		if err != nil || live == nil {
+		if err == nil && live != nil {
+			err = replaceLiveSets(ctx, tx, r.App, live)
+		}
+		if err != nil {
 			return err
 		}
-		return replaceLiveSets(ctx, tx, r.App, live)
+		return pruneRollouts(ctx, tx, r.App)
 	})
+}
+
+// keptRollouts is how many rollouts of an app are on record. Each scaling and restart makes one, maybe by a timer's hand;
+// what was deployed is on record with the releases, which all stay.
+const keptRollouts = 500
+
+// pruneRollouts removes the older ones that have ended, but those that brought up what is live. Their numbers are not
+// given again.
+func pruneRollouts(ctx context.Context, tx *sql.Tx, app string) error {
+	return exec(ctx, tx, `DELETE FROM rollouts WHERE app = ? AND state NOT IN `+unfinished+`
+		AND id <= (SELECT id FROM rollouts WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)
+		AND id NOT IN (SELECT generation FROM live_sets WHERE app = ?)`, app, app, keptRollouts, app)
 }
 
 // Rollouts lists an app's rollouts, newest first.
@@ -176,7 +192,7 @@ func (s *Store) FinishRollout(ctx context.Context, r paas.Rollout, live []paas.S
 			encode(r.Formation), now(), r.App); err != nil {
 			return err
 		}
-		if err := replaceLiveSets(ctx, tx, r.App, live); err != nil {
+		if err := errors.Join(replaceLiveSets(ctx, tx, r.App, live), pruneRollouts(ctx, tx, r.App)); err != nil {
 			return err
 		}
 		if release, err = latestRelease(ctx, tx, r.App); err != nil || !r.Kind.MakesRelease() {

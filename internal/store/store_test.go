@@ -325,6 +325,122 @@ func TestRollouts(t *testing.T) {
 	}
 }
 
+// TestRolloutsArePruned: the last stay, what brought up the live sets, what is under way, and those of other apps.
+func TestRolloutsArePruned(t *testing.T) {
+	s, app := withApp(t)
+	ctx := t.Context()
+	other, err := s.CreateApp(ctx, "alice", "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := paas.Build{App: app.UUID, Owner: "alice", Image: "x"}
+	if err := s.CreateBuild(ctx, &b); err != nil {
+		t.Fatal(err)
+	}
+	begin := func(app string) paas.Rollout {
+		t.Helper()
+		latest, err := s.LatestRelease(ctx, app)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := paas.Rollout{App: app, Owner: "alice", Kind: paas.RolloutScale, Config: latest.Config, Formation: map[string]int{"web": 1}}
+		if err := s.BeginRollout(ctx, &r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	finish := func(r paas.Rollout, live []paas.Set) {
+		t.Helper()
+		if _, err := s.FinishRollout(ctx, r, live); err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreign := begin(other.UUID)
+	finish(foreign, nil)
+	gone, first := begin(app.UUID), begin(app.UUID)
+	live := []paas.Set{{App: app.UUID, Type: "web", Generation: first.ID, Version: 1, Build: b.UUID, Config: first.Config, Nums: []int{1}}}
+	finish(gone, live)
+	finish(first, live)
+	waiting := begin(app.UUID)
+	ended := []int64{}
+	err = s.write(ctx, func(tx *sql.Tx) error { // many at once, which is quicker
+		for range keptRollouts {
+			id, err := next(ctx, tx, "rollouts")
+			if err != nil {
+				return err
+			}
+			ended = append(ended, id)
+			if err := exec(ctx, tx, `INSERT INTO rollouts (id, app, owner_id, kind, state, config, formation, restart, version, summary, reason, created, finished)
+				SELECT ?, app, owner_id, kind, 'failed', config, formation, restart, version, summary, reason, created, finished FROM rollouts WHERE id = ?`,
+				id, first.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(app string, id int64, there bool) {
+		t.Helper()
+		if _, err := s.Rollout(ctx, app, id); (err == nil) != there {
+			t.Errorf("rollout %d is there: %t, want %t (%v)", id, err == nil, there, err)
+		}
+	}
+	last := begin(app.UUID)
+	if err := s.FailRollout(ctx, last.ID, "it broke", nil); err != nil {
+		t.Fatal(err)
+	}
+	want(app.UUID, gone.ID, false)
+	want(app.UUID, first.ID, true)
+	want(app.UUID, waiting.ID, true)
+	want(app.UUID, ended[0], false)
+	want(app.UUID, ended[1], true)
+	want(app.UUID, last.ID, true)
+	want(other.UUID, foreign.ID, true)
+	if l, err := s.Rollouts(ctx, app.UUID, Page{Number: 1, Size: 1}); err != nil || l.Count != keptRollouts+2 {
+		t.Errorf("%d rollouts are on record, %v", l.Count, err)
+	}
+	finish(begin(app.UUID), nil) // nothing is live any more
+	want(app.UUID, first.ID, false)
+	want(app.UUID, ended[1], false)
+	want(app.UUID, waiting.ID, true)
+}
+
+// TestForgetDocuments: of builds whose images are gone only the newest keep log and documents.
+func TestForgetDocuments(t *testing.T) {
+	s, app := withApp(t)
+	ctx := t.Context()
+	var builds []paas.Build
+	for n := range keptDocuments + 4 {
+		b := paas.Build{App: app.UUID, Owner: "alice", Image: "x", Digest: fmt.Sprint("sha256:", n), Log: "a log", SBOM: []byte("{}"), Provenance: []byte("{}")}
+		if n == 2 {
+			b.Digest = ""
+		}
+		if err := s.CreateBuild(ctx, &b); err != nil {
+			t.Fatal(err)
+		}
+		builds = append(builds, b)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := s.ForgetDocuments(ctx, app.UUID, map[string]bool{"sha256:1": true}); err != nil {
+			t.Fatal(err)
+		}
+		for n, b := range builds {
+			gone := n == 0 || n == 3 // 1 is kept, the image of 2 is unknown, the others are young
+			log, err := s.BuildLog(ctx, b.UUID)
+			if err != nil || (log == logGone) != gone || (log == "a log") == gone {
+				t.Errorf("log of build %d: %q, %v", n, log, err)
+			}
+			for _, kind := range []Document{SBOM, Provenance} {
+				if _, err := s.BuildDocument(ctx, b.UUID, kind); (paas.CodeOf(err) == paas.NotFound) != gone {
+					t.Errorf("%s of build %d: %v", kind, n, err)
+				}
+			}
+		}
+	}
+}
+
 // Only the last one-off runs are kept, and numbers go on.
 func TestRunsArePruned(t *testing.T) {
 	s, app := withApp(t)

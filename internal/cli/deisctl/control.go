@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -29,7 +28,7 @@ type statusDoc struct {
 	Root       string              `json:"root"`
 	Parts      []supervisor.Status `json:"parts"`
 	// Disk is absent where the controller does not answer.
-	Disk *api.DiskHookAnswer `json:"disk,omitempty"`
+	Disk *diskDoc `json:"disk,omitempty"`
 }
 
 // stopRequest is one POST /stop.

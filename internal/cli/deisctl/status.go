@@ -1,6 +1,7 @@
 package deisctl
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -55,10 +59,30 @@ func statusCommand(s *settings) *cobra.Command {
 	return cmd
 }
 
-// askDisk asks the controller what takes the disk; nil where it does not answer.
-func (s *settings) askDisk(ctx context.Context, doc statusDoc) *api.DiskHookAnswer {
+// diskDoc is what takes the disk, in bytes.
+type diskDoc struct {
+	api.DiskHookAnswer
+	// These come from the daemons' metrics and may be five minutes old. 0 is not known.
+	BuildCache      int64 `json:"build_cache,omitempty"`
+	BuildCacheLimit int64 `json:"build_cache_limit,omitempty"`
+	Repositories    int64 `json:"repositories,omitempty"`
+	Database        int64 `json:"database,omitempty"`
+}
+
+// askDisk asks the controller what takes the disk, and the others for theirs; nil where the controller does not answer.
+func (s *settings) askDisk(ctx context.Context, doc statusDoc) *diskDoc {
 	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
 	defer cancel()
+	disk := &diskDoc{}
+	var others sync.WaitGroup
+	for daemon, wanted := range map[string]map[string]*int64{
+		"controller": {`deis_disk_bytes{kind="database"}`: &disk.Database},
+		"builder":    {`deis_disk_bytes{kind="repositories"}`: &disk.Repositories},
+		"buildkitd":  {`deis_disk_bytes{kind="build_cache"}`: &disk.BuildCache, "deis_build_cache_limit_bytes": &disk.BuildCacheLimit},
+	} {
+		others.Go(func() { s.readMetrics(ctx, daemon, wanted) })
+	}
+	defer others.Wait()
 	for _, p := range doc.Parts {
 		if p.Name != "controller" || p.State != supervisor.Running {
 			continue
@@ -68,8 +92,7 @@ func (s *settings) askDisk(ctx context.Context, doc statusDoc) *api.DiskHookAnsw
 			return nil
 		}
 		client := &api.Client{URL: "http://" + p.Address, BuilderKey: strings.TrimSpace(string(key)), UserAgent: "deisctl"}
-		disk := &api.DiskHookAnswer{}
-		if client.Call(ctx, http.MethodGet, "/v1/hooks/disk", nil, disk) != nil {
+		if client.Call(ctx, http.MethodGet, "/v1/hooks/disk", nil, &disk.DiskHookAnswer) != nil {
 			return nil
 		}
 		return disk
@@ -77,14 +100,60 @@ func (s *settings) askDisk(ctx context.Context, doc statusDoc) *api.DiskHookAnsw
 	return nil
 }
 
+// readMetrics asks a daemon for metrics and fills in the wanted ones, whole numbers, that it tells in time.
+func (s *settings) readMetrics(ctx context.Context, daemon string, wanted map[string]*int64) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.metricsAddr(daemon)+"/metrics", nil)
+	if err != nil {
+		return
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		n, err := strconv.ParseFloat(value, 64)
+		if into := wanted[name]; into != nil && err == nil {
+			*into = int64(n)
+		}
+	}
+}
+
+// metricsAddr is where a daemon tells its metrics; "" where that is not known.
+func (s *settings) metricsAddr(daemon string) string {
+	text, err := os.ReadFile(s.run(targetsFile))
+	if err != nil {
+		return ""
+	}
+	var targets []target
+	if json.Unmarshal(text, &targets) != nil {
+		return ""
+	}
+	i := slices.IndexFunc(targets, func(t target) bool { return t.Labels["daemon"] == daemon && len(t.Targets) > 0 })
+	if i < 0 {
+		return ""
+	}
+	return targets[i].Targets[0]
+}
+
 // shownApps is how many apps a line about the disk names.
 const shownApps = 3
 
-func diskText(d api.DiskHookAnswer) string {
-	text := fmt.Sprintf("Disk: %s of %s free (pushes need %s); images %s, logs %s", api.SizeText(d.Free), api.SizeText(d.Size),
-		api.SizeText(d.Reserve), api.SizeText(d.Images), api.SizeText(d.Logs))
+func diskText(d diskDoc) string {
+	text := fmt.Sprintf("Disk: %s of %s free (pushes need %s)\nImages %s + logs %s = %s", api.SizeText(d.Free), api.SizeText(d.Size),
+		api.SizeText(d.Reserve), api.SizeText(d.Images), api.SizeText(d.Logs), api.SizeText(d.Images+d.Logs))
 	if d.Limit > 0 {
 		text += " of " + api.SizeText(d.Limit)
+	}
+	if d.BuildCache > 0 {
+		text += "; build cache " + api.SizeText(d.BuildCache) + " of " + api.SizeText(d.BuildCacheLimit)
+	}
+	if d.Repositories > 0 {
+		text += "; repositories " + api.SizeText(d.Repositories)
+	}
+	if d.Database > 0 {
+		text += "; database " + api.SizeText(d.Database)
 	}
 	for i, app := range d.Apps[:min(shownApps, len(d.Apps))] {
 		text += []string{"\nLargest apps: ", ", "}[min(i, 1)] + app.App + " " + api.SizeText(app.Images+app.Logs)
