@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -163,7 +164,10 @@ func ImageName(app, commit string) string {
 func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 	start := time.Now()
 	log := &tail{limit: api.MaxBuildLog - len(leftOut)}
+	var mu sync.Mutex // BuildKit's output and ours come from goroutines of their own
 	say := func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
 		log.add(line)
 		req.Log(line)
 	}

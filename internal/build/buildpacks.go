@@ -285,7 +285,7 @@ func (j *buildpacksJob) runImage(ctx context.Context) (imagestoreImage, error) {
 		name = images[0].Image
 	}
 	ref, err := reference.ParseDockerRef(name)
-	if err != nil {
+	if err != nil || strings.HasPrefix(ref.String(), paas.LocalImages) { // those are apps'
 		return imagestoreImage{}, userErrorf("the builder image %s names no run image", j.builder.name)
 	}
 	img, err := j.images.Image(ctx, ref.String())

@@ -219,6 +219,26 @@ func TestDockerignore(t *testing.T) {
 	}
 }
 
+// TestForeignImages: no build gets at the image of an app, by whatever name it may know.
+func TestForeignImages(t *testing.T) {
+	r := newRepo(t)
+	secret := mustBuild(t, r, "app-foreign", map[string]string{"Dockerfile": hello, "secret": "s3cret"})
+	digest := "deis.internal/apps/app-foreign@" + secret.Digest
+	for name, dockerfile := range map[string]string{
+		"FROM":   "FROM " + secret.Image + "\n",
+		"digest": "FROM " + digest + "\n",
+		"COPY":   "FROM deis/run\nCOPY --from=" + secret.Image + " / /other\nCMD true\n",
+		"RUN":    "FROM deis/run\nRUN --mount=from=" + secret.Image + ",target=/other cp -r /other /mine\nCMD true\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := sharedPlatform(t).buildApp(t, newRepo(t), "app-thief", map[string]string{"Dockerfile": dockerfile})
+			if paas.CodeOf(err) != paas.Invalid || !strings.Contains(err.Error(), "is not on this machine") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	tests := []struct {
 		name  string

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/deis/deis/internal/paas"
 )
 
 const (
@@ -65,7 +67,7 @@ func (b *Builder) guarded(ctx context.Context, app string, config map[string]str
 			}
 		}
 		if g.group, err = newGroup(ctx, b.opts, app, limits); err != nil {
-			return fmt.Errorf("limit the build: %w", err)
+			return cannotLimit(ctx, err)
 		}
 	}
 	g.started = time.Now()
@@ -77,6 +79,17 @@ func (b *Builder) guarded(ctx context.Context, app string, config map[string]str
 		}
 	}
 	return err
+}
+
+// cannotLimit is the end of a build that nobody but the operator can mend.
+func cannotLimit(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return &paas.Error{
+		Code: paas.Unavailable, Err: fmt.Errorf("limit the build: %w", err),
+		Message: "the build machine cannot run builds now: tell the platform's operator",
+	}
 }
 
 // newGroup makes the group of an app's builds anew.
@@ -202,12 +215,12 @@ func (g *guard) tooMuchMemory() error {
 
 func (g *guard) tooManyProcesses() error {
 	return exceeded("it started more processes and threads than it may", fmt.Sprint(g.limits.Processes), processesName,
-		"Let it start fewer at a time, for example with fewer parallel jobs", g.config)
+		"Let it start fewer at a time, for example with fewer parallel jobs", nil) // apps do not set it
 }
 
 func (g *guard) tooSilent() error {
 	return exceeded("it showed nothing for too long", g.limits.Silence.String(), silenceName,
-		"Look for what waits, or let it show that it goes on", g.config)
+		"Look for what waits, or let it show that it goes on", nil)
 }
 
 // parentGroup makes the group of all builds: together they get no more of the CPU

@@ -27,10 +27,12 @@ import (
 )
 
 // Limits on a pushed tree. They bound our memory, not the user: a file takes
-// about 200 bytes here.
+// about 100 bytes here and its path, twice.
 const (
 	MaxFiles      = 200_000
-	maxLinkTarget = 4096 // PATH_MAX
+	maxPath       = 4096     // PATH_MAX
+	maxPaths      = 64 << 20 // all paths together: 335 bytes each of MaxFiles
+	maxLinkTarget = 4096     // PATH_MAX
 	// lfsPointerSize is above the size of any Git LFS pointer file that git-lfs writes.
 	lfsPointerSize = 200
 	maxAttributes  = 64 << 10
@@ -57,6 +59,7 @@ type Tree struct {
 	// Notes are lines for the user about what the tree holds and the build does not get.
 	Notes []string
 
+	paths   int     // bytes of all paths
 	entries []entry // sorted as fsutil wants: by path, '/' before all else
 	objects *objectReader
 }
@@ -139,18 +142,23 @@ func (t *Tree) list(ctx context.Context, opts TreeOptions) error {
 	return parseErr
 }
 
+var errPathTooLong = userErrorf("a file has a path of more than %d bytes; rename it", maxPath)
+
 // parse reads "<mode> <type> <hash> <size>\t<path>\0" (git-ls-tree(1)).
 func (t *Tree) parse(r *bufio.Reader) error {
 	for {
-		line, err := r.ReadString(0)
-		if err == io.EOF && line == "" {
+		line, err := r.ReadSlice(0)
+		if err == io.EOF && len(line) == 0 {
 			slices.SortFunc(t.entries, func(a, b entry) int { return fsutil.ComparePath(a.path, b.path) })
 			return nil
+		}
+		if errors.Is(err, bufio.ErrBufferFull) { // before it is read on: git bounds no name
+			return errPathTooLong
 		}
 		if err != nil {
 			return err
 		}
-		if err := t.add(line[:len(line)-1]); err != nil {
+		if err := t.add(string(line[:len(line)-1])); err != nil {
 			return err
 		}
 	}
@@ -185,6 +193,13 @@ func (t *Tree) add(line string) error {
 	}
 	if len(t.entries) == MaxFiles {
 		return userErrorf("more than %d files and directories", MaxFiles)
+	}
+	t.paths += len(name)
+	switch {
+	case len(name) > maxPath:
+		return errPathTooLong
+	case t.paths > maxPaths:
+		return userErrorf("the paths of the files have more than %d bytes in all", maxPaths)
 	}
 	t.entries = append(t.entries, e)
 	return nil

@@ -203,6 +203,24 @@ func TestTreeRefusals(t *testing.T) {
 			t.Errorf("%q: got %v", name, err)
 		}
 	}
+	blob := r.git("x", "hash-object", "-w", "--stdin")
+	file := func(name string) string { return "100644 blob " + blob + "\t" + name + "\x00" }
+	var many strings.Builder
+	for n := range 20_000 {
+		many.WriteString(file(fmt.Sprint("f", 10_000+n)))
+	}
+	below := "040000 tree " + r.git(many.String(), "mktree", "-z") + "\t" + strings.Repeat("d", 3_400) + "\x00"
+	for tree, want := range map[string]string{ // git itself bounds neither
+		file(strings.Repeat("n", 5_000)):     "a file has a path of more than 4096 bytes; rename it",
+		file(strings.Repeat("n", 1_000_000)): "a file has a path of more than 4096 bytes; rename it",
+		below:                                "the paths of the files have more than 67108864 bytes in all",
+	} {
+		commit := r.git("", "commit-tree", "-m", "test", r.git(tree, "mktree", "-z"))
+		_, err := build.OpenTree(t.Context(), build.TreeOptions{GitDir: r.dir, Commit: commit})
+		if e, ok := errors.AsType[*paas.Error](err); !ok || e.Message != want {
+			t.Errorf("%d bytes: got %v", len(tree), err)
+		}
+	}
 	for _, commit := range []string{"", "HEAD", "--help", strings.Repeat("0", 39), strings.Repeat("0", 40)} {
 		if tree, err := build.OpenTree(t.Context(), build.TreeOptions{GitDir: r.dir, Commit: commit}); err == nil {
 			t.Errorf("opened %q", commit)

@@ -31,22 +31,27 @@ func (p *platform) tidyUp(ctx context.Context) {
 }
 
 func (p *platform) tidy(ctx context.Context) error {
-	return errors.Join(p.tidyCaches(ctx), p.tidyRepositories(ctx))
+	p.mu.Lock()
+	pushed := p.pushed
+	p.pushed = map[string]bool{}
+	p.mu.Unlock()
+	return errors.Join(p.tidyCaches(ctx, pushed), p.tidyRepositories(ctx, pushed))
 }
 
 // tidyCaches prunes unless it would find what it found the last time: BuildKit takes milliseconds for each image to
 // list its cache.
-func (p *platform) tidyCaches(ctx context.Context) error {
+func (p *platform) tidyCaches(ctx context.Context, pushed map[string]bool) error {
+	if len(pushed) > 0 { // a build may have outlived its app
+		p.pruned = nil
+	}
 	caches, err := p.controller.caches(ctx)
 	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	idle := len(p.pushed) == 0 // a build may have outlived its app
-	p.mu.Unlock()
-	if idle && p.pruned != nil && maps.Equal(caches, p.pruned) {
+	if p.pruned != nil && maps.Equal(caches, p.pruned) {
 		return nil
 	}
+	p.pruned = nil // until it is done
 	freed, err := p.images.Prune(ctx, func(ctx context.Context) (_ map[string]int64, err error) {
 		caches, err = p.controller.caches(ctx)
 		return caches, err
@@ -61,7 +66,7 @@ func (p *platform) tidyCaches(ctx context.Context) error {
 	return nil
 }
 
-func (p *platform) tidyRepositories(ctx context.Context) error {
+func (p *platform) tidyRepositories(ctx context.Context, pushed map[string]bool) error {
 	// In this order: an app made after the list was read must not look gone.
 	uuids, err := p.repositories.List()
 	if err != nil || len(uuids) == 0 {
@@ -71,10 +76,6 @@ func (p *platform) tidyRepositories(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	pushed := p.pushed
-	p.pushed = map[string]bool{}
-	p.mu.Unlock()
 	var errs []error
 	for _, uuid := range uuids {
 		_, exists := apps[uuid]

@@ -10,6 +10,7 @@ readonly index_minutes=1440
 
 registry=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-https://registry.npmjs.org}}
 registry=${registry%/}
+shown=$(sed -E 's,//[^/@]*@,//,' <<<"$registry") # it may hold credentials
 
 # index NAME: prints the file with the package's versions, fetched when it is missing or old: {version: {tarball, integrity}}.
 index() {
@@ -22,7 +23,7 @@ index() {
 			mv "$file.new" "$file"
 			rm -f "${file%.json}.resolved"
 		elif [[ ! -f $file ]]; then
-			fail "The npm registry ($registry) does not say which versions of $1 there are: see above."
+			fail "The npm registry ($shown) does not say which versions of $1 there are: see above."
 		fi
 	fi
 	echo "$file"
@@ -54,7 +55,7 @@ fetch() {
 	file=$(mktemp)
 	curl --silent --show-error --fail --location --retry 3 --max-time 600 --output "$file" "$tarball" ||
 		fail "$name $version cannot be fetched: see above."
-	sha512sum --check --status <<<"$sum  $file" || fail "$name $version from $registry is not what its checksum says."
+	sha512sum --check --status <<<"$sum  $file" || fail "$name $version from $shown is not what its checksum says."
 	mkdir -p "$to"
 	tar --extract --gzip --file "$file" --directory "$to" --strip-components=1 --no-same-owner "$@"
 	rm -f "$file"

@@ -17,6 +17,7 @@ checks the hashes.
 """
 
 import hashlib
+import os
 import platform
 import re
 import sys
@@ -349,13 +350,15 @@ REFERENCE = re.compile(r"^\s*(-r|--requirement|-c|--constraint|-f|--find-links|-
 def inputs(app, text, folder, seen):
     """Yields the app's files that lines of requirements refer to, directly or through other files."""
     for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            continue
         match = REFERENCE.match(line)
         option, target = match.groups() if match else ("", line.split(" ;")[0].split(" --")[0].strip())
         target = target.split(" @ ")[-1].removeprefix("file://").split("[")[0]
         # pip takes files of requirements from the file that names them, all else from the app's directory.
         nested = option in ("-r", "--requirement", "-c", "--constraint")
         path = (folder if nested else app) / target
-        if not target or not (option or "/" in target or target == ".") or not path.exists() or path in seen:
+        if not target or not (option or "/" in target or target == ".") or not os.path.exists(path) or path in seen:  # false for what is too long for a path
             continue
         seen.add(path)
         if path.is_file():

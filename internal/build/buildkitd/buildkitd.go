@@ -218,6 +218,7 @@ func (s *Server) newWorker(ctx context.Context) (*base.Worker, error) {
 		}
 		opt.Executor = trusting{opt.Executor, bundle}
 	}
+	opt.ImageStore = sourceImages{opt.ImageStore}
 	fetch := newFetcher(s.cfg.Allow)
 	opt.RegistryHosts = registries(fetch)
 	w, err := base.NewWorker(ctx, opt)

@@ -133,6 +133,7 @@ type gitGuard struct {
 // Resolve is part of source.Source.
 func (g gitGuard) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
 	if repo, ok := id.(*git.GitIdentifier); ok {
+		repo.SkipSubmodules = true // their addresses are in the repository: nobody looks at them before git
 		if err := g.check(ctx, repo.Remote); err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ package imagestore
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -142,7 +143,8 @@ func (s *Store) Has(ctx context.Context, d digest.Digest) bool {
 // Write stores a blob; its bytes must have the descriptor's size and digest. One that is there already
 // is not read. It is kept only while a lease or an image holds it.
 func (s *Store) Write(ctx context.Context, desc ocispec.Descriptor, r io.Reader) error {
-	ref := "deis-" + desc.Digest.String()
+	// A name of its own: what a failed write leaves would be gone on with by the next one of this digest.
+	ref := "deis-" + desc.Digest.String() + "-" + rand.Text()
 	if err := content.WriteBlob(ctx, s.client.ContentStore(), ref, r, desc); err != nil {
 		return fmt.Errorf("write blob %s: %w", desc.Digest, err)
 	}
