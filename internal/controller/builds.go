@@ -57,11 +57,11 @@ func (c *call) buildLog() error {
 }
 
 func (c *call) buildSBOM() error {
-	return c.buildDocument(store.SBOM, "This build has no SBOM. Builds with buildpacks have one, until their image is removed and newer builds follow.")
+	return c.buildDocument(store.SBOM, "This build has no SBOM. Only builds with buildpacks have one, and old builds lose it with their image.")
 }
 
 func (c *call) buildProvenance() error {
-	return c.buildDocument(store.Provenance, "This build has no provenance. Builds of git pushes have one, until their image is removed and newer builds follow.")
+	return c.buildDocument(store.Provenance, "This build has no provenance. Only builds of git pushes have one, and old builds lose it with their image.")
 }
 
 // buildDocument answers a document as it was posted; missing says why there may be none.

@@ -142,8 +142,8 @@ func TestBuildRecords(t *testing.T) {
 		{alice, "GET", strings.Replace(path, "shop", "other", 1) + "/log", nil, 404, notFound},
 		{alice, "GET", "/v1/apps/shop/builds/x/provenance", nil, 404, notFound},
 		{alice, "GET", bare + "/log", nil, 404, `{"detail":"This build has no log. Only builds of git pushes have one."}`},
-		{alice, "GET", bare + "/sbom", nil, 404, `{"detail":"This build has no SBOM. Only builds with buildpacks have one."}`},
-		{alice, "GET", bare + "/provenance", nil, 404, `{"detail":"This build has no provenance. Only builds of git pushes have one."}`},
+		{alice, "GET", bare + "/sbom", nil, 404, `{"detail":"This build has no SBOM. Only builds with buildpacks have one, and old builds lose it with their image."}`},
+		{alice, "GET", bare + "/provenance", nil, 404, `{"detail":"This build has no provenance. Only builds of git pushes have one, and old builds lose it with their image."}`},
 	})
 	long := `{"a":"` + strings.Repeat("x", api.MaxBuildDocument) + `"}`
 	p.rows([]row{
