@@ -387,10 +387,20 @@ func (h *hub) changed() {
 // counts as connected, and so does, for the first moment of this controller,
 // the one that has not come back yet.
 func (h *hub) Drained(ctx context.Context, generation uint64, limit time.Duration) bool {
+	return h.await(ctx, limit, func(s routerconf.Status) bool { return s.Drained >= generation })
+}
+
+// Applied is part of rollout.Router. Who counts as connected is as for Drained.
+func (h *hub) Applied(ctx context.Context, generation uint64, limit time.Duration) {
+	h.await(ctx, limit, func(s routerconf.Status) bool { return s.Applied >= generation })
+}
+
+// await waits until all routers have come so far; it is false if they have not within limit.
+func (h *hub) await(ctx context.Context, limit time.Duration, come func(routerconf.Status) bool) bool {
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	for {
-		done, news, again := h.drained(generation)
+		done, news, again := h.all(come)
 		if done {
 			return true
 		}
@@ -405,8 +415,8 @@ func (h *hub) Drained(ctx context.Context, generation uint64, limit time.Duratio
 	}
 }
 
-// drained also says when to look again: at news, or after a while.
-func (h *hub) drained(generation uint64) (done bool, news <-chan struct{}, again time.Duration) {
+// all says whether every router has come so far, and when to look again: at news, or after a while.
+func (h *hub) all(come func(routerconf.Status) bool) (done bool, news <-chan struct{}, again time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	again = max(h.settle, 10*time.Millisecond)
@@ -416,7 +426,7 @@ func (h *hub) drained(generation uint64) (done bool, news <-chan struct{}, again
 			continue
 		}
 		known = true
-		if r.status.Drained < generation {
+		if !come(r.status) {
 			return false, h.news, again
 		}
 	}

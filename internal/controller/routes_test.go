@@ -267,6 +267,34 @@ func TestDrained(t *testing.T) {
 	}
 }
 
+// A change is answered when the routers serve it, and not before.
+func TestAnsweredWhenServed(t *testing.T) {
+	p := newPlatform(t)
+	alice := p.user("alice")
+	alice.app("shop")
+	f := p.follow("r1", 0)
+	f.next()
+	f.report(f.at)
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		alice.want(201, "POST", "/v1/apps/shop/builds", build("abc", "web"))
+	}()
+	f.until("the app has a target", func() bool { return len(f.table["shop.example.test"].Targets) == 1 })
+	select {
+	case <-answered:
+		t.Error("answered before the router said that it serves the change")
+	case <-time.After(100 * time.Millisecond):
+	}
+	f.report(f.at)
+	select {
+	case <-answered:
+	case <-time.After(3 * time.Second): // less than it waits for a router that says nothing
+		t.Error("not answered although the router serves the change")
+	}
+	<-answered
+}
+
 // TestSlowRouter: a router that takes nothing holds up nobody, costs a bounded
 // queue, and gets the whole table when it is back.
 func TestSlowRouter(t *testing.T) {

@@ -22,6 +22,9 @@ const (
 	// removalWait is how long a scale waits for what it takes away: TERM and
 	// KILL of idle instances. Those that drain for longer go in the background.
 	removalWait = engine.StopGrace + 5*time.Second
+	// routeWait is how long a change that is live waits until the routers say that they serve it: longer than one
+	// takes to find a controller that was started again.
+	routeWait = 5 * time.Second
 )
 
 // Texts that clients compare (contract 19).
@@ -38,11 +41,12 @@ const (
 type outcome struct {
 	rollout paas.Rollout
 	release paas.Release
+	routes  uint64        // generation of the routing table that has it
 	retired []*retirement // what it took away
 	err     error
 }
 
-// Do brings a change live and returns the rollout and the release that is then
+// Do brings a change live, and to the routers, and returns the rollout and the release that is then
 // the latest. One change of an app is made at a time, in the order of the calls: others than deploys
 // get paas.Conflict after 5 seconds of waiting (contract 5.2), a deploy at once when a newer one
 // comes to wait as well.
@@ -76,6 +80,9 @@ func (m *Manager) Do(ctx context.Context, req Request) (paas.Rollout, paas.Relea
 	}
 	select {
 	case o := <-done:
+		if o.err == nil && o.routes > 0 {
+			m.opt.Router.Applied(ctx, o.routes, routeWait)
+		}
 		if o.err == nil && req.Kind == paas.RolloutScale {
 			o.err = m.awaitRetired(ctx, o.retired)
 		}

@@ -355,6 +355,9 @@ func (w *world) SetTargets(app string, targets []routerconf.Target) uint64 {
 	return w.table
 }
 
+// Applied is part of Router.
+func (w *world) Applied(context.Context, uint64, time.Duration) {}
+
 // Drained is part of Router.
 func (w *world) Drained(ctx context.Context, generation uint64, limit time.Duration) bool {
 	w.mu.Lock()

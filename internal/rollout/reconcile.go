@@ -63,12 +63,12 @@ func (m *Manager) reconcile(a *app) (err error) {
 }
 
 // publish makes the routes follow what is live and up, and then starts and
-// removes what is not as it should be. It returns the removals; urgent says that
-// a change waits for them. a.mu is held.
-func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set, urgent bool) []*retirement {
+// removes what is not as it should be. It returns the generation of the routes and the removals; urgent says
+// that a change waits for these. a.mu is held.
+func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set, urgent bool) (uint64, []*retirement) {
 	generation := m.opt.Router.SetTargets(a.uuid, targets(instances, live))
 	m.repairAll(a, instances, live)
-	return m.retireAll(a, instances, live, generation, urgent)
+	return generation, m.retireAll(a, instances, live, generation, urgent)
 }
 
 // targets are the running instances of live sets of routed types.

@@ -58,6 +58,9 @@ type Router interface {
 	// SetTargets makes these the instances behind an app, at once, and returns the
 	// generation that says so. Equal targets change nothing.
 	SetTargets(app string, targets []routerconf.Target) (generation uint64)
+	// Applied waits until every connected router serves by a generation, or for limit. With no router connected it
+	// returns at once.
+	Applied(ctx context.Context, generation uint64, limit time.Duration)
 	// Drained waits until every connected router has applied a generation and
 	// finished the requests on the targets that went with it, or for limit. With no router connected it returns at
 	// once. It is false when requests were still under way.

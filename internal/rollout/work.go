@@ -408,7 +408,7 @@ func (w *work) finish(ctx context.Context) (outcome, error) {
 	w.step("succeeded")
 	a.starting = nil
 	o := outcome{rollout: w.r, release: release}
-	o.retired = w.m.publish(a, instances, w.goal, true)
+	o.routes, o.retired = w.m.publish(a, instances, w.goal, true)
 	if err := w.m.save(a, instances, w.goal); err != nil {
 		poke(a.look)
 	}
