@@ -53,6 +53,9 @@ bench-rollout: deps build ## time rollouts and rollbacks of 1, 10 and 50 instanc
 bench-scale: deps build ## bring up 300 instances; then what idle daemons take of CPU and memory
 	@scripts/bench-scale "$(BIN)" "$(ROOT)"
 
+bench-latency: deps build ## p99 of an app, quiet and beside builds that take all they can
+	@scripts/bench-latency "$(BIN)" "$(ROOT)"
+
 bench-api: ## requests a second and p99 of the API with 1, 100 and 1,000 apps
 	@scripts/bench-api
 
@@ -69,4 +72,4 @@ test-disk: deps build ## 100 deploys on a file system of 2 GB
 fuzz: ## run every fuzz target for FUZZTIME (60s)
 	@scripts/fuzz
 
-.PHONY: help deps build base-images demo stop clean test lint bench-push bench-build test-self bench-rollout bench-scale bench-api soak crash-matrix test-disk fuzz
+.PHONY: help deps build base-images demo stop clean test lint bench-push bench-build test-self bench-rollout bench-scale bench-api bench-latency soak crash-matrix test-disk fuzz

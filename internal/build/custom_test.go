@@ -109,6 +109,9 @@ func (p *platform) serveBuildpacks(t *testing.T) (url string) {
 		}
 		backend.ServeHTTP(w, req)
 	})
+	mux.HandleFunc("/moved.git/", func(w http.ResponseWriter, req *http.Request) {
+		http.Redirect(w, req, "/repo.git/"+strings.TrimPrefix(req.URL.RequestURI(), "/moved.git/"), http.StatusFound)
+	})
 	address, _ := p.outsideServing(t, mux)
 	return "http://" + address
 }
@@ -136,6 +139,7 @@ func TestCustomBuildpacks(t *testing.T) {
 		{withPassword + "/repo.git", server + "/repo.git", "custom main", ""},
 		{withPassword + "/repo.git#side", server + "/repo.git#side", "custom branch", ""},
 		{withPassword + "/repo.git#side:sub", server + "/repo.git#side:sub", "custom sub", ""},
+		{withPassword + "/moved.git", "", "", "cannot fetch the buildpack " + server + "/moved.git: "},
 		{withPassword + "/repo.git#nothing", "", "", "cannot fetch the buildpack " + server + "/repo.git#nothing: "},
 		{server + "/repo.git", "", "", "cannot fetch the buildpack " + server + "/repo.git: "},
 		{server + "/bp.tgz", server + "/bp.tgz", "custom tgz", ""},

@@ -9,6 +9,9 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -122,6 +125,23 @@ func guardSources(w *base.Worker, f *fetcher, allow []netip.Prefix) error {
 		w.SourceManager.Register(gitGuard{w.GitSource, allow})
 	}
 	return nil
+}
+
+// guardGit puts a git into a directory, and that first into this process's PATH, that follows no redirect: gitGuard
+// looks at the first address only. BuildKit takes git from PATH and hands it no configuration.
+func guardGit(dir string) error {
+	program, err := exec.LookPath("git")
+	if err != nil {
+		return fmt.Errorf("guard git: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("guard git: %w", err)
+	}
+	script := "#!/bin/sh\nexec '" + program + "' -c http.followRedirects=false \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "git"), []byte(script), 0o755); err != nil { //nolint:gosec // it is a program
+		return fmt.Errorf("guard git: %w", err)
+	}
+	return os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
 }
 
 // gitGuard looks where a repository is before git, which is another program, fetches it.
