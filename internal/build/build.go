@@ -165,10 +165,12 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 	start := time.Now()
 	log := &tail{limit: api.MaxBuildLog - len(leftOut)}
 	var mu sync.Mutex // BuildKit's output and ours come from goroutines of their own
+	var distrust bool
 	say := func(line string) {
 		mu.Lock()
 		defer mu.Unlock()
 		log.add(line)
+		distrust = distrust || distrusts(line)
 		req.Log(line)
 	}
 	for _, note := range req.Tree.Notes {
@@ -194,7 +196,13 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Result, error) {
 		return err
 	})
 	if err != nil {
-		return nil, explain(ctx, err)
+		err = explain(ctx, err)
+		mu.Lock()
+		defer mu.Unlock()
+		if distrust {
+			err = withTrustAdvice(err)
+		}
+		return nil, err
 	}
 	res.Image, res.Strategy = ImageName(req.App, req.Tree.Commit), p.strategy
 	res.Log, res.Duration = log.String(), time.Since(start)

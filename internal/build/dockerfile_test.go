@@ -258,6 +258,7 @@ func TestRefusals(t *testing.T) {
 			"Dockerfile line 3: RUN echo before; echo \"red\"; ...\nthe command failed with exit code 3", "       before\n       red\n",
 		},
 		{"killed RUN", map[string]string{"Dockerfile": "FROM deis/run\nRUN sh -c 'kill -9 $$'; exit $?\nCMD true\n"}, "Dockerfile line 2: RUN sh -c 'kill -9 $$'; exit $?\nthe command was killed", ""},
+		{"distrust", map[string]string{"Dockerfile": "FROM deis/run\nRUN echo npm error code SELF_SIGNED_CERT_IN_CHAIN; exit 1\nCMD true\n"}, "...the platform's operator can have builds trust it: DEIS_BUILD_CA_FILE.", ""},
 		{"unknown instruction", map[string]string{"Dockerfile": "FROM deis/run\nFOO bar\n"}, "Dockerfile line 2: unknown instruction: FOO", ""},
 		{"no FROM", map[string]string{"Dockerfile": "RUN true\n"}, "Dockerfile line 1: no build stage in current context", ""},
 		{"missing file", map[string]string{"Dockerfile": "FROM deis/run\nCOPY nothing /\nCMD true\n"}, "Dockerfile line 2: COPY nothing /\n\"/nothing\": not found in the pushed files", ""},

@@ -55,6 +55,28 @@ func explain(ctx context.Context, err error) error {
 	return &paas.Error{Code: paas.Invalid, Message: strings.TrimSpace(line + reason(err, text, instruction)), Err: err}
 }
 
+// distrust is what programs print when they do not trust a server's certificate: OpenSSL's, Go's, Node.js's, Python's and
+// git's words.
+var distrust = regexp.MustCompile(`SELF_SIGNED_CERT|UNABLE_TO_GET_ISSUER|UNABLE_TO_VERIFY_LEAF|CERTIFICATE_VERIFY_FAILED|` +
+	`self[- ]signed certificate|unable to get (local )?issuer certificate|certificate signed by unknown authority|` +
+	`certificate verif(y|ication) failed`)
+
+func distrusts(line string) bool {
+	return (strings.Contains(line, "CERT") || strings.Contains(line, "certificate") || strings.Contains(line, "ISSUER")) && distrust.MatchString(line)
+}
+
+// withTrustAdvice adds what may help a build that failed and whose output shows distrust.
+func withTrustAdvice(err error) error {
+	known, ok := errors.AsType[*paas.Error](err)
+	if !ok || known.Code != paas.Invalid {
+		return err
+	}
+	advised := *known
+	advised.Message += "\nThe output shows that a server's certificate was not trusted. If your network has a certificate authority of its own,\n" +
+		"the platform's operator can have builds trust it: DEIS_BUILD_CA_FILE."
+	return &advised
+}
+
 // Exit codes of the program that runs buildpacks: those of CNB's lifecycle (platform specification).
 const (
 	exitNothingFits  = 20
