@@ -181,12 +181,12 @@ func TestFailureKeepsTheOld(t *testing.T) {
 		{"exit", func(w *world) {
 			w.engine.SetPrograms(func(p engine.Process) (fake.Program, error) {
 				var lines []fake.Line
-				for n := range 12 {
+				for n := range 22 {
 					lines = append(lines, fake.Line{Text: fmt.Sprintf("line %d about %s", n, p.Env["TOKEN"])})
 				}
 				return fake.Program{Print: lines, Deaf: true, Ends: true, After: 20 * time.Second, Code: 3}, nil
 			})
-		}, []string{"aborting, failed to create some containers\nw", "exit code 3", "\n  line 2 about [TOKEN]", "\n  line 11"}, 20*time.Second + 10*time.Millisecond},
+		}, []string{"aborting, failed to create some containers\nw", "exit code 3", "\n  line 2 about [TOKEN]", "\n  line 21"}, 20*time.Second + 10*time.Millisecond},
 		{"no port", func(w *world) {
 			w.engine.SetPrograms(func(engine.Process) (fake.Program, error) { return fake.Program{Deaf: true}, nil })
 		}, []string{"aborting, app containers failed to respond to health check\nweb.", "nothing listens on 127."}, DefaultStartTimeout + time.Second},

@@ -27,9 +27,9 @@ const (
 	lookRest = 4
 	// sayAfter is how long waiting for an instance needs no word.
 	sayAfter = 5 * time.Second
-	// tailLines is how much of a failed instance's log its user is shown, and
-	// tailWidth how much of each line, in bytes.
-	tailLines, tailWidth = 10, 300
+	// tailLines is how much of a failed instance's log its user is shown, with room for a stack trace below its
+	// error, and tailWidth how much of each line, in bytes.
+	tailLines, tailWidth = 20, 300
 	// tailSearch is how many lines of the app are searched for them.
 	tailSearch = 1000
 	// tailWait is what a log may lag behind its instance.

@@ -332,9 +332,9 @@ func TestReleaseProcessFails(t *testing.T) {
 		took    time.Duration
 		said    int
 	}{
-		{"exit", fake.Program{Ends: true, Code: 3, Print: lines(12)}, []string{
+		{"exit", fake.Program{Ends: true, Code: 3, Print: lines(22)}, []string{
 			"aborting, the release process failed\nrelease: exited with code 3\nThe last lines that it wrote:\n  line 3 [TOKEN]\n  line 4",
-		}, 0, 13},
+		}, 0, 23},
 		{"signal", fake.Program{Ends: true, Code: 137}, []string{"exited with code 137 (signal 9)\nIt wrote nothing."}, 0, 1},
 		{"silence", fake.Program{}, []string{"it wrote nothing for 20m0s and was ended"}, releaseSilence, 40},
 		{"much output", fake.Program{Ends: true, Code: 1, Print: lines(2000)}, []string{"line 2000"}, 0, 1002},
