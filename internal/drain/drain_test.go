@@ -165,15 +165,21 @@ func TestTCP(t *testing.T) {
 	soon(t, "all is well", func() bool { return d.Stats() == drain.Stats{Sent: 2} })
 }
 
-// TestDrops: a drain that takes nothing costs neither time nor memory, and is
-// told later what it missed.
-func TestDrops(t *testing.T) {
+// freeAddr is an address where nobody listens yet.
+func freeAddr(t *testing.T) string {
+	t.Helper()
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := server.Addr().String()
-	server.Close()
+	defer server.Close()
+	return server.Addr().String()
+}
+
+// TestDrops: a drain that takes nothing costs neither time nor memory, and is
+// told later what it missed.
+func TestDrops(t *testing.T) {
+	addr := freeAddr(t)
 	d := run(t, "tcp://"+addr, nil)
 	began := time.Now()
 	const count = 100_000
@@ -187,7 +193,8 @@ func TestDrops(t *testing.T) {
 	if dropped == 0 {
 		t.Fatal("nothing was dropped")
 	}
-	if server, err = net.Listen("tcp", addr); err != nil {
+	server, err := net.Listen("tcp", addr)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
@@ -277,12 +284,7 @@ func TestControl(t *testing.T) {
 
 // TestUnsent: what waits is known, and what was sent is not among it.
 func TestUnsent(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := server.Addr().String()
-	server.Close()
+	addr := freeAddr(t)
 	d := run(t, "tcp://"+addr, nil)
 	d.Send(drain.Line{Time: at, Text: "one", ID: 1})
 	d.Send(drain.Line{Time: at.Add(time.Second), Text: "two", ID: 2})
@@ -291,7 +293,8 @@ func TestUnsent(t *testing.T) {
 	if n := d.Unsent(func(l drain.Line) { ids = append(ids, l.ID) }); n != 2 || !slices.Equal(ids, []int64{1, 2}) {
 		t.Errorf("%d lines wait: %v", n, ids)
 	}
-	if server, err = net.Listen("tcp", addr); err != nil {
+	server, err := net.Listen("tcp", addr)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()

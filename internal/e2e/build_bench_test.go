@@ -194,16 +194,7 @@ func (s *stock) build(b *testing.B, dir string) (took, buildpacks time.Duration)
 	if err != nil {
 		b.Fatal(err)
 	}
-	events, said := make(chan *client.SolveStatus), make(chan string)
-	go func() {
-		var log strings.Builder
-		for e := range events {
-			for _, l := range e.Logs {
-				log.Write(l.Data)
-			}
-		}
-		said <- log.String()
-	}()
+	events, said := solveLog()
 	_, err = s.buildkit.Solve(ctx, def, client.SolveOpt{LocalMounts: map[string]fsutil.FS{"context": files}, SharedKey: "stock-" + s.name}, events)
 	took = time.Since(began)
 	log := <-said
@@ -218,6 +209,22 @@ func (s *stock) build(b *testing.B, dir string) (took, buildpacks time.Duration)
 		b.Fatal(err)
 	}
 	return took, buildpacks
+}
+
+// solveLog takes a solve's events; what its steps wrote comes when they end.
+func solveLog() (events chan *client.SolveStatus, said <-chan string) {
+	events = make(chan *client.SolveStatus)
+	whole := make(chan string, 1)
+	go func() {
+		var log strings.Builder
+		for e := range events {
+			for _, l := range e.Logs {
+				log.Write(l.Data)
+			}
+		}
+		whole <- log.String()
+	}()
+	return events, whole
 }
 
 // definition is the one step. The layout of the run image is copied to where the app's is kept from build to build.

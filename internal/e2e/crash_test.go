@@ -171,17 +171,7 @@ func newCrashMatrix(t *testing.T) *crashMatrix {
 		kills: map[string]int{}, requests: map[bool]int{}, failed: map[bool]int{},
 	}
 	p.env = append(p.env, "DEIS_TEST=1", "DEIS_TEST_STOP_AT="+m.stop, "DEIS_DRAIN_LIMIT=1s")
-	if err := p.start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(p.logs())
-		}
-		if err := p.close(); err != nil {
-			t.Error(err)
-		}
-	})
+	p.startFor(t)
 	m.u = p.newUser(t, "crash")
 	m.app(t, "crash-v", 2)
 	m.app(t, "crash-other", 1)

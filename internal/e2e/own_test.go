@@ -57,16 +57,7 @@ func solveOwn(ctx context.Context, t *testing.T, target, image string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, said := make(chan *client.SolveStatus), make(chan string)
-	go func() {
-		var log strings.Builder
-		for e := range events {
-			for _, l := range e.Logs {
-				log.Write(l.Data)
-			}
-		}
-		said <- log.String()
-	}()
+	events, said := solveLog()
 	_, err = bk.Solve(ctx, nil, client.SolveOpt{
 		Frontend:      "dockerfile.v0",
 		FrontendAttrs: map[string]string{"image-resolve-mode": "local", "target": target, "build-arg:VERSION": "e2e"},

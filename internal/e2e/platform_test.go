@@ -113,6 +113,22 @@ func (p *platform) run(ctx context.Context, name string, args ...string) (string
 	return string(out), nil
 }
 
+// startFor starts the platform for one test, with which it goes. A test that failed shows its logs.
+func (p *platform) startFor(t *testing.T) {
+	t.Helper()
+	if err := p.start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(p.logs())
+		}
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func (p *platform) start() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()

@@ -38,17 +38,7 @@ func TestReboot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(p.logs())
-		}
-		if err := p.close(); err != nil {
-			t.Error(err)
-		}
-	})
+	p.startFor(t)
 	u := p.newUser(t, "reboot")
 	hosts := map[string]string{} // to app
 	want := map[string]int{}
