@@ -55,14 +55,15 @@ func explain(ctx context.Context, err error) error {
 	return &paas.Error{Code: paas.Invalid, Message: strings.TrimSpace(line + reason(err, text, instruction)), Err: err}
 }
 
-// distrust is what programs print when they do not trust a server's certificate: OpenSSL's, Go's, Node.js's, Python's and
+// distrustWords are what programs print when they do not trust a server's certificate: OpenSSL's, Go's, Node.js's, Python's and
 // git's words.
-var distrust = regexp.MustCompile(`SELF_SIGNED_CERT|UNABLE_TO_GET_ISSUER|UNABLE_TO_VERIFY_LEAF|CERTIFICATE_VERIFY_FAILED|` +
+var distrustWords = regexp.MustCompile(`SELF_SIGNED_CERT|UNABLE_TO_GET_ISSUER|UNABLE_TO_VERIFY_LEAF|CERTIFICATE_VERIFY_FAILED|` +
 	`self[- ]signed certificate|unable to get (local )?issuer certificate|certificate signed by unknown authority|` +
 	`certificate verif(y|ication) failed`)
 
+// distrusts is asked of every line of a build: the words that all have come first.
 func distrusts(line string) bool {
-	return (strings.Contains(line, "CERT") || strings.Contains(line, "certificate") || strings.Contains(line, "ISSUER")) && distrust.MatchString(line)
+	return (strings.Contains(line, "CERT") || strings.Contains(line, "certificate") || strings.Contains(line, "ISSUER")) && distrustWords.MatchString(line)
 }
 
 // withTrustAdvice adds what may help a build that failed and whose output shows distrust.

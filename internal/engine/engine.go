@@ -60,8 +60,9 @@ type Engine interface {
 	Logs(ctx context.Context, app string, q LogQuery, yield func(LogLine) error) error
 
 	// Run runs a one-off process to its end and returns its exit code. Nothing
-	// of it remains when Run returns, also when ctx ends first. One-offs that an earlier
-	// client of the engine left behind when it died have ended before the process starts.
+	// of it remains when Run returns, also when ctx ends first; what cannot be removed then goes with
+	// Forget. One-offs that an earlier client of the engine left behind when it died have ended before the
+	// process starts.
 	Run(ctx context.Context, job Job) (exitCode int, err error)
 
 	// Room says how much memory there is for more instances of an app. It is what the
