@@ -8,6 +8,7 @@ import (
 
 	"github.com/deis/deis/internal/controller"
 	"github.com/deis/deis/internal/daemon"
+	"github.com/deis/deis/internal/paas"
 	"github.com/deis/deis/internal/rollout"
 )
 
@@ -32,6 +33,7 @@ func run(ctx context.Context, d *daemon.Daemon, args []string) error {
 	d.Bytes(&cfg.Disk.App, "app-disk-budget", "0", "bound of what the images and logs of one app take (default none)")
 	d.String(&cfg.PublicAddrs, "public-addrs", ":80,:443,:2222", "`addresses` of router and builder, which instances reach on this host")
 	d.String(&cfg.AppAllow, "app-allow", "", "further `addresses` of this host that instances reach: a.b.c.d, a.b.c.d/n or a.b.c.d:port, commas between")
+	d.Int(&cfg.AppProcesses, "app-processes", paas.DefaultProcesses, 64, "how many processes and threads an instance may have")
 	d.String(&cfg.InsecureRegistries, "insecure-registries", "", "`registries`, HOST or HOST:PORT with commas between, that images are pulled from without TLS if they have none")
 	d.Enum(&cfg.RegistrationMode, "registration-mode", controller.RegistrationEnabled, "who may register: enabled, disabled or admin_only", controller.RegistrationModes...)
 	d.Enum(&control, "test-control", "0", "1 offers POST /_test/ctl, with the fake engine only", "0", "1")

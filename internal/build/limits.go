@@ -33,8 +33,6 @@ const (
 	minCPU    = 0.05
 
 	defaultDisk = 10 << 30
-	// defaultProcesses is what an instance may have too; large compilations stay far below it.
-	defaultProcesses = 4096
 	// defaultSilence is longer than the slowest single compilation or download that shows nothing.
 	defaultSilence = 15 * time.Minute
 	// cpuShare is what builds may take of the machine's cores; the rest is always the apps'.
@@ -45,7 +43,7 @@ const (
 // half of the memory for all of them, three quarters of the cores.
 func DefaultLimits(builds int) Limits {
 	l := Limits{
-		Disk: defaultDisk, Processes: defaultProcesses, Silence: defaultSilence,
+		Disk: defaultDisk, Processes: paas.DefaultProcesses, Silence: defaultSilence,
 		CPU: cpuShare * float64(runtime.NumCPU()),
 	}
 	var machine unix.Sysinfo_t

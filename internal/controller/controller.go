@@ -56,6 +56,8 @@ type Config struct {
 	// PublicAddrs are the addresses (host:port, commas between) of this host that instances reach like everybody: those
 	// of router and builder. AppAllow adds others: a.b.c.d, a.b.c.d/n, a.b.c.d:port.
 	PublicAddrs, AppAllow string
+	// AppProcesses bounds the processes of an instance, threads included; 0 is paas.DefaultProcesses.
+	AppProcesses int
 	// InsecureRegistries are those that need no TLS, HOST or HOST:PORT with commas between.
 	InsecureRegistries string
 	// StartTimeout and DrainLimit are those of rollout.Options.

@@ -54,7 +54,8 @@ func openContainerd(cfg Config) (*containerd.Engine, error) {
 		Address: address, Root: root, PlatformID: daemon.PlatformID(root), Namespace: cfg.ContainerdNamespace,
 		ShimLog: filepath.Join(filepath.Dir(self), "deis-shimlog"),
 		Public:  append(public, ports...), Allow: prefixes, InsecureRegistries: items(cfg.InsecureRegistries),
-		Log: cfg.Log, Metrics: cfg.Metrics,
+		Processes: int64(cfg.AppProcesses),
+		Log:       cfg.Log, Metrics: cfg.Metrics,
 	})
 }
 

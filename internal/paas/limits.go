@@ -26,6 +26,11 @@ func ParseMemory(limit string) (int64, error) {
 	return n << shift, nil
 }
 
+// DefaultProcesses bounds the processes of an instance and of a build, threads included, unless the platform's operator says
+// otherwise. Large thread pools and compilations stay below it. It is not larger because every process of a fork bomb may
+// be the one that holds a lock which its neighbours wait for, such as that of a library which they all map.
+const DefaultProcesses = 1024
+
 // MaxCPUShares is the largest relative weight (contract 16).
 const MaxCPUShares = 1024
 

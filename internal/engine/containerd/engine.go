@@ -74,6 +74,8 @@ type Options struct {
 	// address means all of this host's. Allow lists addresses of this host of which they reach every port.
 	Public []netip.AddrPort
 	Allow  []netip.Prefix
+	// Processes bounds the processes of an instance, threads included; 0 is paas.DefaultProcesses.
+	Processes int64
 	// InsecureRegistries lists registries, as in image references, that are asked without TLS if
 	// they do not speak it. Those on loopback always are.
 	InsecureRegistries []string

@@ -137,7 +137,8 @@ func TestConfinement(t *testing.T) {
 	b.clean()
 }
 
-// TestNeighbours: whatever an instance does, those beside it serve on.
+// TestNeighbours: whatever an instance does, those beside it serve on. How fast is not asserted: with the same base image they
+// want locks of the kernel that one of the bomb's processes may hold while all others have their turn.
 func TestNeighbours(t *testing.T) {
 	t.Parallel()
 	b := newDaemonAndBench(t)
@@ -155,7 +156,7 @@ func TestNeighbours(t *testing.T) {
 		for end := time.Now().Add(d); time.Now().Before(end) && !until(); time.Sleep(20 * time.Millisecond) {
 			for _, inst := range before {
 				began := time.Now()
-				if err := b.Probe(t.Context(), inst, engine.Check{Path: "/ok", Timeout: 5 * time.Second}); err != nil {
+				if err := b.Probe(t.Context(), inst, engine.Check{Path: "/ok", Timeout: time.Minute}); err != nil {
 					failed++
 				}
 				slowest = max(slowest, time.Since(began))

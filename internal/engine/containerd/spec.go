@@ -21,8 +21,6 @@ import (
 )
 
 const (
-	// pidsLimit stops fork bombs; large thread pools stay far below it.
-	pidsLimit = 4096
 	// openFiles is enough for any server, and not so much that programs that
 	// close every possible descriptor at their start take seconds.
 	openFiles = 65536
@@ -73,7 +71,7 @@ func (e *Engine) spec(ctx context.Context, img *image, r record, process engine.
 		oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: e.netns(r.ID)}),
 		oci.WithCgroup(e.cgroup(r.ID)),
 		oci.WithCapabilities(capabilities),
-		oci.WithPidsLimit(pidsLimit),
+		oci.WithPidsLimit(cmp.Or(e.opts.Processes, paas.DefaultProcesses)),
 		oci.WithRlimit(&specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Hard: fileLimit(), Soft: fileLimit()}),
 		// A core dump holds the config, which is secret.
 		oci.WithRlimit(&specs.POSIXRlimit{Type: "RLIMIT_CORE", Hard: 0, Soft: 0}),

@@ -69,7 +69,7 @@ func TestStartFailure(t *testing.T) {
 
 // TestSpec: the confinement that does not depend on this machine.
 func TestSpec(t *testing.T) {
-	e := &Engine{opts: Options{Root: "/root-of-platform", PlatformID: "abc"}}
+	e := &Engine{opts: Options{Root: "/root-of-platform", PlatformID: "abc", Processes: 77}}
 	ctx := namespaces.WithNamespace(t.Context(), "test")
 	make := func(p engine.Process) *specs.Spec {
 		t.Helper()
@@ -85,7 +85,7 @@ func TestSpec(t *testing.T) {
 	if *res.Memory.Limit != 64<<20 || countsSwap() != (res.Memory.Swap != nil) || res.Memory.Swap != nil && *res.Memory.Swap != 64<<20 {
 		t.Errorf("memory %+v", res.Memory)
 	}
-	if *res.CPU.Shares != 2 || *res.Pids.Limit != pidsLimit {
+	if *res.CPU.Shares != 2 || *res.Pids.Limit != 77 {
 		t.Errorf("CPU shares %d, processes %d", *res.CPU.Shares, *res.Pids.Limit)
 	}
 	if len(res.Devices) == 0 || res.Devices[0].Allow || res.Devices[0].Access != "rwm" {
