@@ -544,7 +544,7 @@ func TestBuildsAtATime(t *testing.T) {
 	select {
 	case <-g.begun:
 		t.Error("a third build began")
-	case <-time.After(300 * time.Millisecond):
+	case <-time.After(2 * time.Second):
 	}
 	for range outputs {
 		g.end <- nil

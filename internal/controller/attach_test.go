@@ -83,7 +83,7 @@ func (a *attached) next() string {
 	select {
 	case frame := <-got:
 		return frame
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		a.t.Fatal("no frame comes")
 		return ""
 	}
@@ -227,7 +227,7 @@ func TestAttachedClientGoes(t *testing.T) {
 				if !errors.Is(err, context.Canceled) {
 					t.Errorf("ended with %v", err)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("the process goes on")
 			}
 			eventually(t, "the run is on record", func() bool { return runs(alice) == "run.1 v2 destroyed;" })

@@ -211,7 +211,7 @@ func TestManyScales(t *testing.T) {
 	for n := range 100 {
 		alice.want(204, "POST", "/v1/apps/shop/scale", fmt.Sprintf(`{"web":%d,"worker":%d}`, n%3, n%5))
 	}
-	if took := time.Since(began); took > time.Minute {
+	if took := time.Since(began); took > 5*time.Minute {
 		t.Errorf("it took %s", took)
 	}
 }
@@ -237,7 +237,7 @@ func TestHealthControl(t *testing.T) {
 	alice.want(201, "POST", "/v1/apps/shop/config", set)
 	p.ctl("healthcheck", nil)
 	alice.want(201, "POST", "/v1/apps/shop/config", set)
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("it took %s", took)
 	}
 }
@@ -347,7 +347,7 @@ func TestReset(t *testing.T) {
 
 		began := time.Now()
 		p.ctl("reset", true)
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 20*time.Second {
 			t.Errorf("a reset took %s", took)
 		}
 		alice.want(401, "GET", "/v1/apps", nil)

@@ -56,7 +56,7 @@ func TestDrains(t *testing.T) {
 		t.Errorf("drains: %+v", list)
 	}
 	alice.says(`{"drains":[]}`, 200, "GET", "/v1/apps/other/drains", nil)
-	time.Sleep(100 * time.Millisecond) // it begins with what comes from now on
+	p.drainsFollow(t, "shop")
 	alice.want(201, "POST", "/v1/apps/other/domains", `{"domain":"other.shop.com"}`)
 	alice.want(201, "POST", "/v1/apps/shop/domains", `{"domain":"www.shop.com"}`)
 	want(" shop deis deis-controller - - domain www.shop.com added")
@@ -171,7 +171,7 @@ func TestDrainsKeepWhatWaits(t *testing.T) {
 		}
 	}
 	drains("tcp://"+addr, 1)
-	time.Sleep(100 * time.Millisecond) // it begins with what comes from now on
+	p.drainsFollow(t, "shop")
 	write := func(text string) {
 		t.Helper()
 		all, err := p.engine.Instances(t.Context(), "")
@@ -207,15 +207,43 @@ func TestDrainsKeepWhatWaits(t *testing.T) {
 	}
 	write("before the change")
 	alice.want(201, "POST", "/v1/apps/shop/domains", `{"domain":"one.shop.com"}`)
-	time.Sleep(100 * time.Millisecond) // they are queued
+	p.drainsWait(t, "shop", 2)
 	drains("syslog://"+drainHost+":9,tcp://"+addr, 2)
 	came("before the change", "domain one.shop.com added")
 
-	time.Sleep(100 * time.Millisecond) // the end of the connection is seen
+	time.Sleep(time.Second) // the end of the connection is seen
 	write("before the restart")
 	alice.want(201, "POST", "/v1/apps/shop/domains", `{"domain":"two.shop.com"}`)
-	time.Sleep(100 * time.Millisecond)
+	p.drainsWait(t, "shop", 2)
 	p.stop()
 	p.start()
 	came("before the restart", "domain two.shop.com added")
+}
+
+// drainsFollow waits until an app's drains have found where they begin: with what comes from then on.
+func (p *platform) drainsFollow(t *testing.T, app string) {
+	t.Helper()
+	uuid := appUUID(t, p, app)
+	eventually(t, "the drains follow", func() bool {
+		p.s.drains.mu.Lock()
+		defer p.s.drains.mu.Unlock()
+		m := p.s.drains.marks[uuid]
+		return m.Activity > 0 && !m.Line.IsZero()
+	})
+}
+
+// drainsWait waits until each of an app's drains has so many lines to send.
+func (p *platform) drainsWait(t *testing.T, app string, lines int) {
+	t.Helper()
+	uuid := appUUID(t, p, app)
+	eventually(t, "the lines are queued", func() bool {
+		p.s.drains.mu.Lock()
+		defer p.s.drains.mu.Unlock()
+		for _, one := range p.s.drains.apps[uuid].drains {
+			if one.Unsent(func(drain.Line) {}) != lines {
+				return false
+			}
+		}
+		return true
+	})
 }

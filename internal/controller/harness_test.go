@@ -88,7 +88,7 @@ func (p *platform) start() {
 	p.url = "http://" + l.Addr().String()
 	select {
 	case <-p.s.rollouts.Ready():
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		p.t.Fatal("the controller does not get ready")
 	}
 }
@@ -209,10 +209,13 @@ func (c *client) containers(app string) []string {
 	return lines
 }
 
+// patience is how long a test waits for what must come, on a machine that does other things too.
+const patience = 30 * time.Second
+
 // eventually waits for background work.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -272,3 +275,19 @@ const (
 	forbidden     = `{"detail":"You do not have permission to perform this action."}`
 	noCredentials = `{"detail":"Authentication credentials were not provided."}`
 )
+
+// gauge is the value of one of the controller's metrics.
+func gauge(t *testing.T, p *platform, name string) float64 {
+	t.Helper()
+	families, err := p.s.cfg.Metrics.(*prometheus.Registry).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}

@@ -53,7 +53,7 @@ func (f *following) want(lines ...string) {
 			if !ok || got != want {
 				f.t.Fatalf("line %q (%v), want %q", got, ok, want)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			f.t.Fatalf("no line, want %q", want)
 		}
 	}
@@ -67,7 +67,7 @@ func (f *following) wantEnd() {
 			if !ok {
 				return
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			f.t.Fatal("following goes on")
 		}
 	}

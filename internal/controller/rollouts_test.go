@@ -73,8 +73,9 @@ func TestInstancesTellReasons(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.engine.Exit(all[0].ID, "killed: out of memory")
-	eventually(t, "it is seen", func() bool { return instance().State == "crashed" })
-	if i := instance(); i.Reason != "killed: out of memory" {
+	var i api.Instance // as it was seen: it is soon started again
+	eventually(t, "it is seen", func() bool { i = instance(); return i.State == "crashed" })
+	if i.Reason != "killed: out of memory" {
 		t.Errorf("instance %+v", i)
 	}
 	eventually(t, "it is started again", func() bool { return instance().State == "up" })
@@ -125,14 +126,14 @@ func TestPushIsSuperseded(t *testing.T) {
 		return l.Results[0].State == "starting" && l.Results[0].Finished == nil && strings.HasPrefix(l.Results[0].Step, "starting web=1")
 	})
 	push("2222222222")
-	time.Sleep(50 * time.Millisecond) // it comes to wait
+	eventually(t, "the second waits", func() bool { return gauge(t, p, "deis_rollouts_waiting") == 1 })
 	push("3333333333")
 	select {
 	case a := <-answers["2222222222"]:
 		if a.status != 409 || !strings.Contains(a.text, "superseded by a newer push of alice (3333333)") {
 			t.Errorf("answer %+v", a)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("it waits")
 	}
 	close(release)

@@ -120,7 +120,7 @@ func (f *tableFollower) next() routerconf.Change {
 		}
 		f.apply(c)
 		return c
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		f.t.Fatal("no change came")
 	}
 	panic("unreachable")
@@ -157,7 +157,7 @@ func (f *tableFollower) apply(c routerconf.Change) {
 // until applies changes until something holds.
 func (f *tableFollower) until(what string, ok func() bool) {
 	f.t.Helper()
-	for end := time.After(5 * time.Second); !ok(); {
+	for end := time.After(patience); !ok(); {
 		select {
 		case c, open := <-f.changes:
 			if !open {
@@ -215,7 +215,7 @@ func TestRoutes(t *testing.T) {
 	p.stop()
 	select {
 	case <-again.changes:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("the stream did not end with the controller")
 	}
 }
@@ -289,7 +289,7 @@ func TestAnsweredWhenServed(t *testing.T) {
 	f.report(f.at)
 	select {
 	case <-answered:
-	case <-time.After(3 * time.Second): // less than it waits for a router that says nothing
+	case <-time.After(routeWait - 500*time.Millisecond): // less than it waits for a router that says nothing
 		t.Error("not answered although the router serves the change")
 	}
 	<-answered

@@ -147,7 +147,7 @@ func TestTCP(t *testing.T) {
 	}
 	conn.Close()
 	server.Close()
-	time.Sleep(50 * time.Millisecond) // the end of the connection is seen
+	time.Sleep(time.Second) // the end of the connection is seen
 	d.Send(line("two"))
 	soon(t, "the error is known", func() bool { return d.Stats().Error != "" })
 	if server, err = net.Listen("tcp", addr); err != nil {
@@ -186,7 +186,7 @@ func TestDrops(t *testing.T) {
 	for i := range count {
 		d.Send(line(fmt.Sprint("line ", i)))
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("sending took %s", took)
 	}
 	dropped := d.Stats().Dropped

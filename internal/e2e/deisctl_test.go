@@ -142,7 +142,7 @@ func TestKilledDeisctl(t *testing.T) {
 	if err := syscall.Kill(after["router"].PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if now := p.status(t)["router"]; now.State == "running" && now.PID != after["router"].PID {
 			break

@@ -75,7 +75,8 @@ func TestSmallDisk(t *testing.T) {
 
 	// Releases 1 (the app's own) to deploys+1; the last of them runs.
 	last := deploys + 1
-	for _, back := range []int{1, keep - 1} {
+	// The oldest first: a rollback is a release too, after which the oldest may go.
+	for _, back := range []int{keep - 1, 1} {
 		u.must(t, dir, "deis", "rollback", fmt.Sprintf("v%d", last-back))
 		status, body, err := p.get(t.Context(), p.client(false), "e2e-disk.localhost", "/")
 		if want := fmt.Sprintf("message=round-%d ", deploys-1-back); err != nil || status != 200 || !strings.Contains(body, want) {

@@ -97,7 +97,7 @@ func (e example) push(t *testing.T, u *user, dir, version, answer string) (strin
 	t.Helper()
 	u.must(t, dir, "git", "commit", "-q", "--allow-empty", "-a", "-m", version)
 	began := time.Now()
-	out := u.must(t, dir, "git", "push", "deis", "master")
+	out := u.mustFetch(t, dir, "git", "push", "deis", "master")
 	took := time.Since(began).Round(time.Millisecond)
 	var said strings.Builder
 	for line := range strings.Lines(out) {

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -73,22 +75,38 @@ func TestSecondPushIsRefusedWhileOneIsGoing(t *testing.T) {
 	u := shared.newUser(t, "twice")
 	dir := u.newApp(t, "e2e-twice")
 	u.push(t, dir, "first")
-	writeFile(t, dir, "Dockerfile", "FROM deis/run\nCOPY app /app\nCOPY message /message\nRUN sleep 5\nEXPOSE 5000\nCMD [\"/app\"]\n")
+	writeFile(t, dir, "Dockerfile", "FROM deis/run\nCOPY app /app\nCOPY message /message\nRUN sleep 10\nEXPOSE 5000\nCMD [\"/app\"]\n")
 	u.must(t, dir, "git", "add", "-A")
 	u.must(t, dir, "git", "commit", "-q", "-m", "slow")
-	first := make(chan error, 1)
+	push := u.command(t.Context(), dir, "git", "push", "deis", "master")
+	said, err := push.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := push.Start(); err != nil {
+		t.Fatal(err)
+	}
+	building, first := make(chan struct{}), make(chan error, 1)
 	go func() {
-		_, err := u.run(t.Context(), dir, "git", "push", "deis", "master")
-		first <- err
+		once := sync.OnceFunc(func() { close(building) })
+		for lines := bufio.NewScanner(said); lines.Scan(); {
+			if strings.Contains(lines.Text(), "RUN sleep") {
+				once()
+			}
+		}
+		once()
+		first <- push.Wait()
 	}()
-	time.Sleep(2 * time.Second)
-	began := time.Now()
+	<-building
 	out, err := u.run(t.Context(), dir, "git", "push", "deis", "master:main")
 	if err == nil || !strings.Contains(out, "Another git push is ongoing") {
 		t.Errorf("second push: %v\n%s", err, out)
 	}
-	if d := time.Since(began); d > 2*time.Second {
-		t.Errorf("the refusal took %v", d)
+	select {
+	case err := <-first:
+		t.Error("the refusal came when the first push had ended")
+		first <- err
+	default:
 	}
 	if err := <-first; err != nil {
 		t.Error(err)

@@ -57,17 +57,24 @@ func solveOwn(ctx context.Context, t *testing.T, target, image string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, said := solveLog()
-	_, err = bk.Solve(ctx, nil, client.SolveOpt{
-		Frontend:      "dockerfile.v0",
-		FrontendAttrs: map[string]string{"image-resolve-mode": "local", "target": target, "build-arg:VERSION": "e2e"},
-		LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files}, SharedKey: "own",
-		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
-			"name": image, "unpack": "true", "compression": "uncompressed",
-		}}},
-	}, events)
-	if log := <-said; err != nil {
-		t.Fatalf("%s: %v\n%s", target, err, log)
+	for try := 1; ; try++ {
+		events, said := solveLog()
+		_, err = bk.Solve(ctx, nil, client.SolveOpt{
+			Frontend:      "dockerfile.v0",
+			FrontendAttrs: map[string]string{"image-resolve-mode": "local", "target": target, "build-arg:VERSION": "e2e"},
+			LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files}, SharedKey: "own",
+			Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
+				"name": image, "unpack": "true", "compression": "uncompressed",
+			}}},
+		}, events)
+		log := <-said
+		if err == nil {
+			return
+		}
+		if try == 3 || !registryFailed.MatchString(log) {
+			t.Fatalf("%s: %v\n%s", target, err, log)
+		}
+		t.Logf("try %d: %v", try, err)
 	}
 }
 

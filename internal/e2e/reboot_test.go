@@ -26,7 +26,7 @@ const (
 	// rebootApps is how many apps must come back, with two instances each.
 	rebootApps = 4
 	// rebootLimit is how long all of them may take, on a machine that does other things too.
-	rebootLimit = time.Minute
+	rebootLimit = 3 * time.Minute
 )
 
 // TestReboot ends all processes of a platform, as a machine does that loses power, four times:
@@ -57,43 +57,48 @@ func TestReboot(t *testing.T) {
 	}
 	forgetAddresses := func() error { return errors.Join(p.forgetBoot(), os.RemoveAll(filepath.Join(p.root, "cni"))) }
 	hands := 0 // addresses of one app that another has after the last round
+	round := func(t *testing.T, forget func() error) {
+		before := p.addresses(t)
+		pids := p.killAll(t)
+		if err := forget(); err != nil {
+			t.Fatal(err)
+		}
+		poll := p.pollHosts(t, hosts)
+		began := time.Now()
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+		started := time.Since(began)
+		up := poll.awaitAll(t, began)
+		time.Sleep(time.Second)
+		answers, other := poll.stop()
+		if len(other) > 0 {
+			t.Errorf("%d of %d answers were another app's: %s", len(other), answers, other[0])
+		}
+		p.wantNothingLeft(t, time.Minute, want)
+		hands = 0
+		for address, app := range p.addresses(t) {
+			if was, ok := before[address]; ok && was != app {
+				hands++
+			}
+		}
+		t.Logf("%d processes killed; started in %v, all %d apps served after %v; %d answers, %d of another app; %d of %d addresses changed hands",
+			pids, started.Round(time.Millisecond), rebootApps, up.Round(time.Millisecond), answers, len(other), hands, len(before))
+	}
 	for _, c := range []struct {
-		name  string
-		clear func() error
+		name   string
+		forget func() error
 	}{
 		{"kill of everything", func() error { return nil }},
 		{"reboot", p.forgetBoot},
 		{"reboot, addresses from the first", forgetAddresses},
 		{"reboot, the same addresses for others", forgetAddresses},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			before := p.addresses(t)
-			pids := p.killAll(t)
-			if err := c.clear(); err != nil {
-				t.Fatal(err)
-			}
-			poll := p.pollHosts(t, hosts)
-			began := time.Now()
-			if err := p.start(); err != nil {
-				t.Fatal(err)
-			}
-			started := time.Since(began)
-			up := poll.awaitAll(t, began)
-			time.Sleep(time.Second)
-			answers, other := poll.stop()
-			if len(other) > 0 {
-				t.Errorf("%d of %d answers were another app's: %s", len(other), answers, other[0])
-			}
-			p.wantNothingLeft(t, 20*time.Second, want)
-			hands = 0
-			for address, app := range p.addresses(t) {
-				if was, ok := before[address]; ok && was != app {
-					hands++
-				}
-			}
-			t.Logf("%d processes killed; started in %v, all %d apps served after %v; %d answers, %d of another app; %d of %d addresses changed hands",
-				pids, started.Round(time.Millisecond), rebootApps, up.Round(time.Millisecond), answers, len(other), hands, len(before))
-		})
+		t.Run(c.name, func(t *testing.T) { round(t, c.forget) })
+	}
+	// Who starts first is chance: each may have got its own address again.
+	for again := 0; hands == 0 && again < 3; again++ {
+		t.Run("once more", func(t *testing.T) { round(t, forgetAddresses) })
 	}
 	if hands == 0 {
 		t.Error("no address changed hands, so that nothing was tried")
@@ -242,7 +247,7 @@ func (p *platform) removeCgroups() error {
 		})
 		for _, dir := range slices.Backward(dirs) {
 			var err error
-			for range 100 { // the kernel takes a moment over the processes that were in it
+			for range 1000 { // the kernel takes a moment over the processes that were in it
 				if err = unix.Rmdir(dir); !errors.Is(err, unix.EBUSY) {
 					break
 				}

@@ -198,7 +198,7 @@ func (a *soakApp) deis(ctx context.Context, args ...string) error {
 // awaitAnswer waits until a new request is answered with a text.
 func (a *soakApp) awaitAnswer(ctx context.Context, want string) error {
 	body, err := "", error(nil)
-	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(5 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
 		if _, body, err = shared.get(ctx, shared.client(false), a.name+".localhost", "/"); err == nil && strings.Contains(body, want) {
 			return nil
 		}
@@ -284,7 +284,7 @@ func (a *soakApp) domain(ctx context.Context) error {
 		if err == nil && status == 200 && strings.Contains(body, "app="+a.name) {
 			return nil
 		}
-		if time.Since(began) > 2*time.Second {
+		if time.Since(began) > 10*time.Second {
 			return fmt.Errorf("%s is not served: %d %q %w", host, status, body, err)
 		}
 	}
@@ -314,7 +314,7 @@ func (a *soakApp) certificate(ctx context.Context) error {
 	}
 	a.certs = append(a.certs, host)
 	var served string
-	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(5 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
 		c, err := tls.Dial("tcp", shared.https, &tls.Config{ServerName: host, InsecureSkipVerify: true})
 		if err != nil {
 			return err
@@ -489,7 +489,7 @@ func (a *soakApp) ended(ctx context.Context, address, boot string, cause error) 
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if when, ok := a.killed[address]; ok && at.Sub(when) < 3*time.Second {
+	if when, ok := a.killed[address]; ok && at.Sub(when) < soakEnd {
 		a.cut++
 		return
 	}
