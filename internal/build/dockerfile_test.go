@@ -334,11 +334,10 @@ func (p *platform) steps(t *testing.T) int {
 
 func waitFor(t *testing.T, done func() bool) {
 	t.Helper()
-	for range 200 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if done() {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("waited in vain")
 }

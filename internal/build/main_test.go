@@ -132,7 +132,7 @@ func (p *platform) startContainerd() error {
 	if err := startBound(p.containerd); err != nil {
 		return err
 	}
-	for range 200 {
+	for range 1200 {
 		if c, err := new(net.Dialer).DialContext(context.Background(), "unix", p.socket); err == nil {
 			return c.Close()
 		}

@@ -65,7 +65,7 @@ func (p *platform) kept(t *testing.T) (names []string) {
 // leftBeyond is kept without what was kept before, once containerd has collected its garbage.
 func (p *platform) leftBeyond(t *testing.T, before []string) (left []string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		left = slices.DeleteFunc(p.kept(t), func(name string) bool { return slices.Contains(before, name) })
 		if len(left) == 0 {
 			return nil
@@ -139,13 +139,19 @@ func TestPruneLeavesNothingOfAnAppThatIsGone(t *testing.T) {
 				t.Errorf("%d bytes freed while both apps exist", freed)
 			}
 			delete(apps, "app-gone")
-			if freed := p.prune(t, apps); freed < c.least {
-				t.Errorf("%d bytes freed", freed)
-			}
-			for id, r := range p.usage(t) {
-				if before[id] == nil {
-					t.Errorf("left: %s %q, %d bytes, in use: %v, shared: %v", r.RecordType, r.Description, r.Size, r.InUse, r.Shared)
+			var freed int64
+			waitFor(t, func() bool { // BuildKit lets go of what a build used some time after its end
+				freed += p.prune(t, apps)
+				for id, r := range p.usage(t) {
+					if before[id] == nil {
+						t.Logf("left: %s %q, %d bytes, in use: %v, shared: %v", r.RecordType, r.Description, r.Size, r.InUse, r.Shared)
+						return false
+					}
 				}
+				return true
+			})
+			if freed < c.least {
+				t.Errorf("%d bytes freed", freed)
 			}
 			if left := p.leftBeyond(t, kept); len(left) > 0 {
 				t.Errorf("left in containerd: %q", left)
@@ -194,14 +200,20 @@ func TestClearedCacheStartsAnew(t *testing.T) {
 	step(0, "two", "2")
 	step(1, "two", "1")
 	step(1, "two", "cached")
-	if freed := p.prune(t, map[string]int64{"app-clear": 1}); freed <= 0 {
-		t.Errorf("%d bytes freed", freed)
-	}
-	for _, r := range p.usage(t) {
-		// What was copied is no result of a step: the current cache builds on it.
-		if strings.Contains(r.Description, `"app/app-clear/0`) && !strings.Contains(r.Description, "COPY") {
-			t.Errorf("left: %q", r.Description)
+	var freed int64
+	waitFor(t, func() bool {
+		freed += p.prune(t, map[string]int64{"app-clear": 1})
+		for _, r := range p.usage(t) {
+			// What was copied is no result of a step: the current cache builds on it.
+			if strings.Contains(r.Description, `"app/app-clear/0`) && !strings.Contains(r.Description, "COPY") {
+				t.Logf("left: %q", r.Description)
+				return false
+			}
 		}
+		return true
+	})
+	if freed <= 0 {
+		t.Errorf("%d bytes freed", freed)
 	}
 	step(1, "two", "cached")
 	step(1, "three", "2")
@@ -275,7 +287,7 @@ func TestCacheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got int64
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(150 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if got = used(); got > 0 && got <= budget {
 			return
 		}
