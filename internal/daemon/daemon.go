@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -48,21 +49,20 @@ func PlatformID(root string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(root)))[:6]
 }
 
-// MakeKey makes builder.key below a platform's root, the key that its daemons share, unless it is there.
+// MakeKey makes builder.key below a platform's root, the key that its daemons share, unless it is there. A
+// blank file is none: a power cut may leave one, of zeros too.
 func MakeKey(root string) error {
 	path := filepath.Join(root, "builder.key")
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+	key, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return err
+	if len(bytes.Trim(key, "\x00 \t\r\n")) > 0 {
+		return nil
 	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	key = make([]byte, 32)
+	rand.Read(key)
+	return WriteFile(path, []byte(hex.EncodeToString(key)+"\n"), 0o600)
 }
 
 // shutdownTime bounds how long the private HTTP server may finish answers.

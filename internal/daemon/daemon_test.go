@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -132,4 +133,41 @@ func fetch(t *testing.T, addr net.Addr, path string) (int, string) {
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(b)
+}
+
+// The key is made once; what a power cut left of it is none.
+func TestMakeKey(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "builder.key")
+	read := func() string {
+		if err := MakeKey(root); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	key := read()
+	if fi, err := os.Stat(path); err != nil || len(key) != 65 || fi.Mode().Perm() != 0o600 {
+		t.Fatalf("key of %d characters, %v %v", len(key), fi, err)
+	}
+	if read() != key {
+		t.Error("another key the second time")
+	}
+	for _, text := range []string{"", "\n", strings.Repeat("\x00", 65)} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if again := read(); len(again) != 65 || again == text || again == key {
+			t.Errorf("%q became %q", text, again)
+		}
+	}
+	if err := os.WriteFile(path, []byte("chosen by hand\n"), 0o600); err != nil || read() != "chosen by hand\n" {
+		t.Error("a key that was there is replaced", err)
+	}
+	if files, err := os.ReadDir(root); err != nil || len(files) != 1 {
+		t.Errorf("files %v, %v", files, err)
+	}
 }

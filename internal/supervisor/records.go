@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/deis/deis/internal/daemon"
 )
 
 // record is what the next supervisor must know of a part: the process, if it
@@ -32,8 +34,11 @@ func (r record) alive() bool {
 
 const recordsFile = "parts.json"
 
+// readRecords reads what the supervisor before us wrote. A damaged file that nobody has touched since the
+// machine started is none: a power cut left it, and no part outlived that.
 func readRecords(dir string) (map[string]record, error) {
-	b, err := os.ReadFile(filepath.Join(dir, recordsFile))
+	path := filepath.Join(dir, recordsFile)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -41,8 +46,16 @@ func readRecords(dir string) (map[string]record, error) {
 		return nil, err
 	}
 	var records map[string]record
-	if err := json.Unmarshal(b, &records); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w); end what runs there and remove it", filepath.Join(dir, recordsFile), err)
+	if damage := json.Unmarshal(b, &records); damage != nil {
+		fi, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		if fi.ModTime().Before(startTime(0)) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%s is damaged (%w), so it is not known which parts run: end those of this platform that do, remove the file and start again",
+			path, damage)
 	}
 	return records, nil
 }
@@ -52,11 +65,7 @@ func writeRecords(dir string, records map[string]record) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, recordsFile)
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return daemon.WriteFile(filepath.Join(dir, recordsFile), b, 0o600)
 }
 
 // Left returns the parts that an earlier supervisor recorded in dir and that

@@ -18,7 +18,10 @@ type runner struct {
 	log     *slog.Logger
 	changed func()
 	healthy chan struct{} // closed when the part was healthy for the first time
+	ended   chan struct{} // closed when it has ended for the first time
 	done    chan struct{} // closed when run has returned
+
+	firstEnd string // why it ended then; set before ended is closed
 
 	mu       sync.Mutex
 	proc     *process
@@ -30,15 +33,11 @@ type runner struct {
 // is left as it is then.
 func (r *runner) run(ctx context.Context, needs []*runner) {
 	defer close(r.done)
-	for _, n := range needs {
-		select {
-		case <-n.healthy:
-		case <-ctx.Done():
-			return
-		}
+	if r.process() == nil { // an adopted one works already
+		r.awaitNeeds(ctx, needs)
 	}
 	pause := firstPause
-	for ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
 		began := time.Now()
 		reason := r.runOnce(ctx)
 		if ctx.Err() != nil {
@@ -49,12 +48,34 @@ func (r *runner) run(ctx context.Context, needs []*runner) {
 		}
 		r.log.Warn("part ended", "reason", reason, "again_in", pause.String())
 		r.update(func(s *Status) { s.State, s.Reason, s.PID = Restarting, reason, 0; s.Restarts++ })
+		if first {
+			r.firstEnd = reason
+			close(r.ended)
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}
 		pause = min(2*pause, maxPause)
+	}
+}
+
+// awaitNeeds waits until each of the needs was healthy. It does not wait for one
+// that ended before it was, nor for ever: what can do something without the
+// others, as the router can, must not be away with them.
+func (r *runner) awaitNeeds(ctx context.Context, needs []*runner) {
+	limit := time.After(needTime)
+	for _, n := range needs {
+		r.update(func(s *Status) { s.Reason = "waits for " + n.part.Name })
+		select {
+		case <-n.healthy:
+		case <-n.ended:
+		case <-limit:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -95,7 +116,7 @@ func (r *runner) watchHealth(ctx context.Context, proc *process) {
 		if ctx.Err() != nil {
 			return
 		}
-		r.noteHealth(err)
+		r.noteHealth(proc, err)
 		timer.Reset(r.nextLook())
 		if fi, statErr := os.Stat(r.part.Log); statErr == nil && fi.Size() > maxLog {
 			if err := cutLog(r.part.Log); err != nil {
@@ -114,14 +135,19 @@ func (r *runner) checkHealth(ctx context.Context) error {
 	return r.part.Health(ctx)
 }
 
-func (r *runner) noteHealth(err error) {
+// noteHealth notes what a look at a process found, unless it has ended meanwhile.
+func (r *runner) noteHealth(proc *process, err error) {
 	r.update(func(s *Status) {
 		switch {
+		case r.proc != proc:
 		case err == nil:
 			s.State, s.Reason = Running, ""
 			if !r.everGood {
 				r.everGood = true
 				close(r.healthy)
+				if s.Restarts > 0 {
+					r.log.Info("part healthy", "restarts", s.Restarts)
+				}
 			}
 		case s.State == Running || s.State == Unhealthy:
 			s.State, s.Reason = Unhealthy, err.Error()
@@ -140,23 +166,30 @@ func (r *runner) nextLook() time.Duration {
 	return startInterval
 }
 
-// waitHealthy waits for the first time; a death before that is an error that
-// ends with the part's last lines.
-func (r *runner) waitHealthy(ctx context.Context) error {
-	tick := time.NewTicker(startInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-r.healthy:
-			return nil
-		case <-ctx.Done():
-			return fmt.Errorf("%s is not healthy: %s\n%s", r.part.Name, r.Status().Reason, lastWords(r.part.Log))
-		case <-tick.C:
-			if s := r.Status(); s.State == Restarting {
-				return fmt.Errorf("%s ended: %s\n%s", r.part.Name, s.Reason, lastWords(r.part.Log))
-			}
-		}
+// waitHealthy waits for the first time. A death before that is an error, and so
+// is patience that has run out; it ends with the part's last lines.
+func (r *runner) waitHealthy(ctx context.Context, patience time.Duration) error {
+	var reason string
+	select {
+	case <-r.healthy:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.ended:
+		reason = r.firstEnd
+	case <-time.After(patience):
+		reason = r.Status().Reason
 	}
+	if r.wasHealthy() {
+		return nil
+	}
+	return fmt.Errorf("%s is not healthy: %s\n%s", r.part.Name, reason, lastWords(r.part.Log))
+}
+
+func (r *runner) wasHealthy() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.everGood
 }
 
 // end stops the process, if it runs. run has returned before.
@@ -239,5 +272,5 @@ func Tail(path string, n int) string {
 // lastWords are the end of a part's log, indented, for the operator.
 func lastWords(path string) string {
 	const lines = 10
-	return "       " + strings.ReplaceAll(Tail(path, lines), "\n", "\n       ")
+	return "  " + strings.ReplaceAll(Tail(path, lines), "\n", "\n  ")
 }

@@ -27,7 +27,8 @@ type Part struct {
 	Env []string
 	// Log is the file that stdout and stderr are appended to.
 	Log string
-	// Needs names the parts that must be healthy before this one starts.
+	// Needs names the parts that this one works with: it starts when each was
+	// healthy once, has ended before it was, or is not for needTime.
 	Needs []string
 	// Sockets are opened for the part and handed over by daemon.ListenFDs.
 	Sockets []*Socket
@@ -77,6 +78,9 @@ const (
 	healthInterval = 5 * time.Second
 	// startInterval is how often a starting part is looked at.
 	startInterval = 20 * time.Millisecond
+	// needTime is how long a part waits for those that it needs: more than they
+	// take to start on a busy machine.
+	needTime = time.Minute
 	// healthTimeout bounds one look.
 	healthTimeout = 2 * time.Second
 	// firstPause is short, because most deaths are single; it doubles up to
@@ -152,7 +156,7 @@ func (s *Supervisor) Start(ctx context.Context, parts []Part) error {
 	}
 	ctx, s.stop = context.WithCancel(ctx)
 	for _, p := range parts {
-		r := &runner{part: p, log: s.log.With("part", p.Name), changed: s.record, healthy: make(chan struct{}), done: make(chan struct{})}
+		r := &runner{part: p, log: s.log.With("part", p.Name), changed: s.record, healthy: make(chan struct{}), ended: make(chan struct{}), done: make(chan struct{})}
 		r.status = Status{Name: p.Name, State: Waiting, Version: p.Version, Address: p.Address}
 		if rec, ok := left[p.Name]; ok {
 			r.proc = adopt(rec)
@@ -175,18 +179,35 @@ func (s *Supervisor) needs(r *runner) []*runner {
 	return needs
 }
 
-// WaitHealthy waits until every part has been healthy once, and tells each
-// time. It fails when a part ends before it was healthy, or after timeout.
-func (s *Supervisor) WaitHealthy(ctx context.Context, timeout time.Duration, tell func(Status)) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+// WaitHealthy waits until every part has been healthy once, or ctx ends, and
+// tells each time. It tells as well, with an error, once of each part that ends
+// before it was healthy or is not after patience; such a part is run on like the
+// others. Calls of tell do not overlap.
+func (s *Supervisor) WaitHealthy(ctx context.Context, patience time.Duration, tell func(st Status, failed error)) error {
+	var one sync.Mutex
+	var all sync.WaitGroup
 	for _, r := range s.runners {
-		if err := r.waitHealthy(ctx); err != nil {
-			return err
+		say := func(failed error) {
+			one.Lock()
+			defer one.Unlock()
+			if ctx.Err() == nil {
+				tell(r.Status(), failed)
+			}
 		}
-		tell(r.Status())
+		all.Go(func() {
+			failed := r.waitHealthy(ctx, patience)
+			if failed != nil {
+				say(failed)
+			}
+			select {
+			case <-r.healthy:
+				say(nil)
+			case <-ctx.Done():
+			}
+		})
 	}
-	return nil
+	all.Wait()
+	return ctx.Err()
 }
 
 // Status returns the state of every part, in the order given to Start.

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/deis/deis/internal/daemon"
@@ -81,7 +83,7 @@ func webParts(s *Supervisor, dir string) ([]Part, error) {
 }
 
 func get(addr string) (string, error) {
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	c := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get("http://" + addr)
 	if err != nil {
 		return "", err
@@ -111,12 +113,12 @@ func sh(dir, name, script string) Part {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("%s: not within 10 s", what)
+	t.Fatalf("%s: not within a minute", what)
 }
 
 func alive(pid int) bool {
@@ -128,7 +130,9 @@ func TestStartsInOrderOfNeedsAndStopsInReverse(t *testing.T) {
 	dir := t.TempDir()
 	trace := filepath.Join(dir, "trace")
 	traced := func(name string) Part {
-		return sh(dir, name, fmt.Sprintf("echo start %[1]s >> %[2]s; trap 'echo stop %[1]s >> %[2]s; exit' TERM; while :; do sleep 0.05; done", name, trace))
+		p := sh(dir, name, fmt.Sprintf("trap 'echo stop %[1]s >> %[2]s; exit' TERM; echo start %[1]s >> %[2]s; while :; do sleep 0.05; done", name, trace))
+		p.Grace = time.Minute
+		return p
 	}
 	b := traced("b")
 	b.Needs = []string{"a"}
@@ -149,15 +153,12 @@ func TestStartsInOrderOfNeedsAndStopsInReverse(t *testing.T) {
 		return nil
 	}
 	s := startSupervisor(t, dir, func(*Supervisor) []Part { return []Part{a, b, c} })
-	if err := s.WaitHealthy(t.Context(), 10*time.Second, func(Status) {}); err != nil {
-		t.Fatal(err)
-	}
+	waitHealthy(t, s)
 	for _, st := range s.Status() {
 		if st.State != Running || st.PID == 0 || st.Memory == 0 {
 			t.Errorf("status %+v", st)
 		}
 	}
-	time.Sleep(100 * time.Millisecond) // until c has set its trap
 	s.Stop(func(string) {})
 	text, err := os.ReadFile(trace)
 	if err != nil {
@@ -180,11 +181,12 @@ func TestWhatDiesIsStartedAgainOnTheSameSocket(t *testing.T) {
 		addr = parts[0].Address
 		return parts
 	})
-	if err := s.WaitHealthy(t.Context(), 10*time.Second, func(Status) {}); err != nil {
-		t.Fatal(err)
-	}
+	waitHealthy(t, s)
 	for range 3 {
 		pid := s.Status()[0].PID
+		if pid <= 1 {
+			t.Fatalf("status %+v", s.Status()[0])
+		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -207,30 +209,158 @@ func TestWhatDiesIsStartedAgainOnTheSameSocket(t *testing.T) {
 	}
 }
 
-func TestPartThatEndsAtOnceIsSaidWithItsLog(t *testing.T) {
+// A part that fails is said once, with its log, and run on; what needs it is started all the same; and it
+// is said when it is healthy after all.
+func TestPartThatFailsHoldsUpNoOther(t *testing.T) {
 	dir := t.TempDir()
-	s := startSupervisor(t, dir, func(*Supervisor) []Part {
-		p := sh(dir, "broken", "echo no such database >&2; exit 7")
-		p.Health = func(context.Context) error { return os.ErrNotExist }
-		return []Part{p}
+	mended := filepath.Join(dir, "mended")
+	broken := sh(dir, "broken", "test -e "+mended+" && exec sleep 60; echo no such database >&2; exit 7")
+	broken.Health = func(context.Context) error { _, err := os.Stat(mended); return err }
+	other := sh(dir, "other", "exec sleep 60")
+	other.Needs = []string{"broken"}
+	s := startSupervisor(t, dir, func(*Supervisor) []Part { return []Part{broken, other} })
+	eventually(t, "start of the other", func() bool { return s.Status()[1].State == Running })
+	told := make(chan string, 10)
+	all := make(chan error, 1)
+	go func() {
+		all <- s.WaitHealthy(t.Context(), time.Minute, func(st Status, failed error) {
+			told <- fmt.Sprint(st.Name, " ", failed)
+		})
+	}()
+	got := <-told + "\n" + <-told
+	for _, want := range []string{"broken is not healthy: exit status 7", "no such database", "other <nil>"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+	eventually(t, "more attempts", func() bool { return s.Status()[0].Restarts > 1 })
+	if err := os.WriteFile(mended, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-told; got != "broken <nil>" {
+		t.Errorf("told %q, want that it is healthy", got)
+	}
+	if err := <-all; err != nil || len(told) > 0 {
+		t.Errorf("at last: %v, %d more told", err, len(told))
+	}
+}
+
+// A part that runs and does not become healthy is said when patience ends.
+func TestPartThatDoesNotBecomeHealthyIsSaid(t *testing.T) {
+	dir := t.TempDir()
+	p := sh(dir, "dazed", "echo thinking; exec sleep 60")
+	p.Health = func(context.Context) error { return errors.New("no table yet") }
+	s := startSupervisor(t, dir, func(*Supervisor) []Part { return []Part{p} })
+	eventually(t, "look at its health", func() bool {
+		return s.Status()[0].Reason != "" && Tail(p.Log, 1) != ""
 	})
-	err := s.WaitHealthy(t.Context(), 10*time.Second, func(Status) {})
-	if err == nil || !strings.Contains(err.Error(), "exit status 7") || !strings.Contains(err.Error(), "no such database") {
-		t.Fatalf("error %v", err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var told error
+	if err := s.WaitHealthy(ctx, time.Millisecond, func(_ Status, failed error) { told = failed; cancel() }); err == nil {
+		t.Error("all is well")
+	}
+	if told == nil || !strings.Contains(told.Error(), "no table yet") || !strings.Contains(told.Error(), "thinking") {
+		t.Errorf("told %v", told)
+	}
+}
+
+// Nobody waits for ever for a part that runs and does not become healthy.
+func TestNeedsAreAwaitedForSomeTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &runner{}
+		began := time.Now()
+		r.awaitNeeds(t.Context(), []*runner{{part: Part{Name: "a"}}, {part: Part{Name: "b"}}})
+		if d := time.Since(began); d != needTime || r.status.Reason != "waits for a" {
+			t.Errorf("went on after %v, want %v; status %+v", d, needTime, r.status)
+		}
+	})
+}
+
+// An adopted part is watched from the start, whatever is with those that it needs.
+func TestAdoptedPartWaitsForNobody(t *testing.T) {
+	dir := t.TempDir()
+	pid := sleeper(t, dir, "served")
+	dazed := sh(dir, "dazed", "exec sleep 60")
+	dazed.Health = func(context.Context) error { return errors.New("no") }
+	served := sh(dir, "served", "exec sleep 60")
+	served.Needs = []string{"dazed"}
+	s := startSupervisor(t, dir, func(*Supervisor) []Part { return []Part{dazed, served} })
+	eventually(t, "health of the adopted", func() bool { st := s.Status()[1]; return st.State == Running && st.PID == pid })
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "start of its successor", func() bool { st := s.Status()[1]; return st.State == Running && st.PID != pid })
+}
+
+// sleeper runs a process that an earlier supervisor is said to have left.
+func sleeper(t *testing.T, dir, name string) (pid int) {
+	t.Helper()
+	cmd := exec.Command("/bin/sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	ticks, _, err := startTicks(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeRecords(dir, map[string]record{name: {PID: cmd.Process.Pid, StartTicks: ticks}}); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
+}
+
+// What a power cut damaged is forgotten; what was damaged since the machine started may be of parts that run.
+func TestDamagedRecords(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, recordsFile)
+	for _, text := range []string{"", "\x00\x00\x00", `{"router": {"pid": 12`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Left(dir, []string{"router"}); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove the file") {
+			t.Errorf("%q of now: %v", text, err)
+		}
+		before := startTime(0).Add(-time.Minute)
+		if err := os.Chtimes(path, before, before); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := Left(dir, []string{"router"}); err != nil || len(left) > 0 {
+			t.Errorf("%q of before the machine started: %v, %v", text, left, err)
+		}
+	}
+	startSupervisor(t, dir, func(*Supervisor) []Part { return []Part{sh(dir, "web", "exec sleep 60")} })
+	eventually(t, "new records", func() bool {
+		left, err := Left(dir, []string{"web"})
+		return err == nil && len(left) == 1
+	})
+}
+
+func waitHealthy(t *testing.T, s *Supervisor) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := s.WaitHealthy(ctx, time.Minute, func(_ Status, failed error) {
+		if failed != nil {
+			t.Error(failed)
+		}
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 
 func TestKillAfterGrace(t *testing.T) {
 	dir := t.TempDir()
 	s := startSupervisor(t, dir, func(*Supervisor) []Part {
-		return []Part{sh(dir, "deaf", "trap '' TERM; while :; do sleep 0.05; done")}
+		return []Part{sh(dir, "deaf", "trap '' TERM; echo ready; while :; do sleep 0.05; done")}
 	})
-	eventually(t, "start", func() bool { return s.Status()[0].PID != 0 })
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "start", func() bool { return Tail(filepath.Join(dir, "deaf.log"), 1) == "ready" })
 	pid := s.Status()[0].PID
 	began := time.Now()
 	s.Stop(func(string) {})
-	if d := time.Since(began); d < 300*time.Millisecond || d > 3*time.Second {
+	if d := time.Since(began); d < 300*time.Millisecond || d > time.Minute {
 		t.Errorf("stop took %v, grace is 300 ms", d)
 	}
 	if alive(pid) {
@@ -290,9 +420,7 @@ func TestKilledSupervisorLeavesPartsToTheNext(t *testing.T) {
 		}
 		return parts
 	})
-	if err := s.WaitHealthy(t.Context(), 10*time.Second, func(Status) {}); err != nil {
-		t.Fatal(err)
-	}
+	waitHealthy(t, s)
 	st := s.Status()[0]
 	if st.PID != rec.PID || st.Restarts != 0 {
 		t.Fatalf("pid %d with %d restarts, want the old %d", st.PID, st.Restarts, rec.PID)
@@ -310,26 +438,20 @@ func TestKilledSupervisorLeavesPartsToTheNext(t *testing.T) {
 
 func TestStopLeft(t *testing.T) {
 	dir := t.TempDir()
-	cmd := exec.Command("/bin/sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = cmd.Wait() }()
-	ticks, _, err := startTicks(cmd.Process.Pid)
+	pid := sleeper(t, dir, "sleep")
+	records, err := readRecords(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writeRecords(dir, map[string]record{
-		"sleep":  {PID: cmd.Process.Pid, StartTicks: ticks},
-		"reused": {PID: os.Getpid(), StartTicks: 1}, // our pid, but another process's time: must be spared
-	}); err != nil {
+	records["reused"] = record{PID: os.Getpid(), StartTicks: 1} // our pid, but another process's time: must be spared
+	if err := writeRecords(dir, records); err != nil {
 		t.Fatal(err)
 	}
 	var told []string
 	if err := StopLeft(dir, []string{"reused", "sleep"}, time.Second, func(n string) { told = append(told, n) }); err != nil {
 		t.Fatal(err)
 	}
-	if len(told) != 1 || told[0] != "sleep" || alive(cmd.Process.Pid) {
+	if len(told) != 1 || told[0] != "sleep" || alive(pid) {
 		t.Errorf("told %v", told)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/deis/deis/internal/daemon"
 	"github.com/spf13/cobra"
@@ -56,7 +57,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	exit := &exitError{code: ExitError, msg: err.Error()}
 	errors.As(err, &exit)
 	if exit.msg != "" {
-		fmt.Fprintf(stderr, " !     %s\n", exit.msg)
+		fmt.Fprintln(stderr, complaint+strings.ReplaceAll(exit.msg, "\n", "\n"+complaint))
 	}
 	return exit.code
 }

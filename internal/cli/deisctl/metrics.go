@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/deis/deis/internal/daemon"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -60,10 +60,7 @@ func writeTargets(path string, targets []target) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".tmp", append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return daemon.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 // partsCollector asks the supervisor when Prometheus asks us.

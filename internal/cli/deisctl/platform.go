@@ -230,10 +230,7 @@ disabled_plugins = [
 func (p *platform) writeContainerdConfig(path string) error {
 	text := fmt.Sprintf(containerdConfig,
 		filepath.Join(p.Root, "containerd"), p.run("containerd"), p.containerd(), filepath.Join(p.Root, "containerd", "opt"))
-	if err := os.WriteFile(path+".tmp", []byte(text), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return daemon.WriteFile(path, []byte(text), 0o600)
 }
 
 // programVersion is the third word of "containerd github.com/... 1.6.20 ...".

@@ -2,7 +2,6 @@ package deisctl
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,9 +21,20 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// startTimeout bounds a start. The first one creates databases and keys; on a
-// busy machine that takes seconds.
+// startTimeout is when a part that is not healthy yet is called so. The first
+// start creates databases and keys; on a busy machine that takes seconds.
 const startTimeout = 2 * time.Minute
+
+// maxLine bounds a line that a start tells: more than supervisor.Tail returns.
+const maxLine = 2 << 20
+
+// What a start tells is read by people, and by who started it detached: a good
+// start ends with lastAddress, what is said of a part that fails with itsLog.
+const (
+	complaint   = " !     "
+	itsLog      = complaint + "Its log: "
+	lastAddress = "       git    "
+)
 
 func startCommand(s *settings) *cobra.Command {
 	var detach bool
@@ -30,8 +42,12 @@ func startCommand(s *settings) *cobra.Command {
 		Use:   "start",
 		Short: "Start the platform and keep it running",
 		Long: `Start starts every part of the platform, waits until each is healthy and says
-where it listens. What dies later is started again. In the foreground, ^C stops
-the parts in order; the apps' instances go on running.
+where it listens. What dies is started again. In the foreground, ^C stops the
+parts in order; the apps' instances go on running.
+
+A part that does not become healthy is said with the end of its log, and tried
+again; the others run meanwhile. With --detach the exit code is then 1, and a
+platform of which nothing ran before is stopped again.
 
 What an earlier deisctl left running is taken over as it is.`,
 		Example: "  deisctl start --detach --root /var/lib/deis --domain example.com",
@@ -43,10 +59,14 @@ What an earlier deisctl left running is taken over as it is.`,
 			if err := s.makeDirs(); err != nil {
 				return err
 			}
-			if detach {
-				return s.startDetached(cmd.Context(), cmd.OutOrStdout())
+			if !detach {
+				return s.supervise(cmd.Context(), cmd.OutOrStdout())
 			}
-			return s.supervise(cmd.Context(), cmd.OutOrStdout())
+			left, err := supervisor.Left(s.run(""), stopOrder)
+			if err != nil {
+				return err
+			}
+			return s.startDetached(cmd.Context(), len(left) == 0, cmd.OutOrStdout())
 		},
 	}
 	s.bind(cmd.Flags())
@@ -71,7 +91,7 @@ The apps' instances go on running; their requests wait while the router starts.`
 			if err := s.stop(cmd.Context(), false, cmd.OutOrStdout()); err != nil {
 				return err
 			}
-			return s.startDetached(cmd.Context(), cmd.OutOrStdout())
+			return s.startDetached(cmd.Context(), false, cmd.OutOrStdout())
 		},
 	}
 	s.bind(cmd.Flags())
@@ -135,25 +155,40 @@ func (s *settings) supervise(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	stops := control.serve(p)
-	began := time.Now()
-	err = sup.WaitHealthy(ctx, startTimeout, func(st supervisor.Status) {
-		fmt.Fprintf(out, "       %-11s %s  (%.1f s)\n", st.Name, st.Address, time.Since(began).Seconds())
-	})
-	switch {
-	case err == nil:
-		p.printAddresses(out)
-	case ctx.Err() == nil:
-		sup.Stop(func(string) {})
-		return err
-	}
+	var telling sync.WaitGroup
+	starting, cancel := context.WithCancel(ctx)
+	telling.Go(func() { p.tellStart(starting, out) })
+	quiet := func() { cancel(); telling.Wait() }
+	defer quiet()
 	select {
 	case <-ctx.Done():
+		quiet()
 		fmt.Fprintln(out, "-----> Stopping; the apps go on running")
 		sup.Stop(func(name string) { fmt.Fprintf(out, "       %s stopped\n", name) })
 		return nil
 	case stop := <-stops:
+		quiet()
 		defer close(stop.done)
+		defer control.Close() // before: who asked may start the next one at once, and must not find us
 		return p.stopAll(stop.ctx, stop.apps, stop.out)
+	}
+}
+
+// tellStart says of each part when it is healthy, or why it is not, and at last
+// where the platform listens.
+func (p *platform) tellStart(ctx context.Context, out io.Writer) {
+	began := time.Now()
+	err := p.sup.WaitHealthy(ctx, startTimeout, func(st supervisor.Status, failed error) {
+		if failed == nil {
+			fmt.Fprintf(out, "       %-11s %s  (%.1f s)\n", st.Name, st.Address, time.Since(began).Seconds())
+			return
+		}
+		fmt.Fprintln(out, complaint+strings.ReplaceAll(failed.Error(), "\n", "\n"+complaint))
+		fmt.Fprintf(out, "%s%s\n", itsLog, p.logFile(st.Name))
+		fmt.Fprintf(out, "%sPut that right: deisctl goes on trying, and the other parts run meanwhile. A changed setting needs a restart.\n", complaint)
+	})
+	if err == nil {
+		p.printAddresses(out)
 	}
 }
 
@@ -161,7 +196,7 @@ func (p *platform) printAddresses(out io.Writer) {
 	fmt.Fprintf(out, "-----> Deis runs\n"+
 		"       API    %s\n"+
 		"       apps   %s\n"+
-		"       git    %s\n",
+		lastAddress+"%s\n",
 		webURL("http", "deis."+p.Domain, p.HTTPAddr, "80"),
 		webURL("http", "<app>."+p.Domain, p.HTTPAddr, "80")+" and "+webURL("https", "<app>."+p.Domain, p.HTTPSAddr, "443"),
 		p.sshURL(p.SSHAddr)+"/<app>.git")
@@ -181,55 +216,88 @@ func (p *platform) stopAll(ctx context.Context, apps bool, out io.Writer) error 
 }
 
 // startDetached runs "deisctl start" in a session of its own and waits until
-// every part is healthy. A platform that runs already is good.
-func (s *settings) startDetached(ctx context.Context, out io.Writer) error {
+// every part is healthy. When one is not, what a fresh start began is ended; else
+// apps may depend on what runs, and it is left. A platform that runs already is
+// good.
+func (s *settings) startDetached(ctx context.Context, fresh bool, out io.Writer) error {
 	if st, err := s.askStatus(ctx); err == nil {
 		fmt.Fprintf(out, "-----> Deis runs already in %s (%d parts)\n", s.Root, len(st.Parts))
 		return nil
 	}
-	self, err := os.Executable()
+	r, exited, err := s.runDetached()
 	if err != nil {
 		return err
 	}
+	failure, ok := copyUntilRunning(r, out)
+	r.Close() // or what it tells next might hold it up
+	switch {
+	case ok:
+		return nil
+	case failure == "":
+		err = <-exited
+		return fmt.Errorf("the platform did not start (%w):\n%s", err, supervisor.Tail(s.logFile("deisctl"), 12))
+	case !fresh:
+		return fmt.Errorf("%s\nThe other parts run, and deisctl goes on trying: see deisctl status. A changed setting needs a restart", failure)
+	}
+	if err := s.askStop(ctx, false, io.Discard); err != nil {
+		return fmt.Errorf("%s\nThe other parts were not stopped: %w", failure, err)
+	}
+	<-exited
+	return fmt.Errorf("%s\nThe platform did not start; the other parts are stopped again", failure)
+}
+
+// runDetached starts "deisctl start" in a session of its own. It returns what that
+// tells, to be closed, and its end.
+func (s *settings) runDetached() (tells io.ReadCloser, exited <-chan error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
 	log, err := os.OpenFile(s.logFile("deisctl"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer log.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer r.Close()
+	defer w.Close()
 	cmd := exec.Command(self, "start")
 	cmd.Env = s.environ()
 	cmd.Stdout, cmd.Stderr = w, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return err
+	if err := cmd.Start(); err != nil {
+		r.Close()
+		return nil, nil, err
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	if s.copyUntilRunning(r, out) {
-		return nil
-	}
-	err = <-exited
-	return fmt.Errorf("the platform did not start (%w):\n%s", err, supervisor.Tail(s.logFile("deisctl"), 12))
+	end := make(chan error, 1)
+	go func() { end <- cmd.Wait() }()
+	return r, end, nil
 }
 
 // copyUntilRunning shows the child's progress and reports whether it came to
-// the end of a good start. The child goes on without a reader.
-func (s *settings) copyUntilRunning(r io.Reader, out io.Writer) bool {
+// the end of a good start, or what it says of the first part that fails. The
+// child goes on without a reader.
+func copyUntilRunning(r io.Reader, out io.Writer) (failure string, ok bool) {
 	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
-		fmt.Fprintln(out, lines.Text())
-		if bytes.HasPrefix(lines.Bytes(), []byte("       git ")) {
-			return true
+		line := lines.Text()
+		said, fails := strings.CutPrefix(line, complaint)
+		switch {
+		case strings.HasPrefix(line, itsLog):
+			return failure + said, false
+		case fails:
+			failure += said + "\n"
+			continue
+		}
+		fmt.Fprintln(out, line)
+		if strings.HasPrefix(line, lastAddress) {
+			return "", true
 		}
 	}
-	return false
+	return "", false
 }
 
 // environ is our environment with the settings as they are now.
