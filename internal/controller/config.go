@@ -54,7 +54,7 @@ func (c *call) getConfig() error {
 }
 
 // changeConfig is contract 5.2. The change is merged onto the config of the
-// latest release, and nobody else changes that until it is live.
+// release that is the latest when the app's turn has come: a rollout that an earlier controller began may make another.
 func (c *call) changeConfig() error {
 	f, err := c.form()
 	if err != nil {
@@ -69,25 +69,31 @@ func (c *call) changeConfig() error {
 		return err
 	}
 	defer release()
-	ctx := c.lasting()
-	prev, err := c.s.liveConfig(ctx, c.app)
+	// Once now, so that who asks for what cannot be is told before he waits.
+	live, err := c.s.liveConfig(c.ctx, c.app)
 	if err != nil {
 		return err
 	}
-	next, err := prev.With(change)
+	next, err := mergeConfig(live, change)
 	if err != nil {
 		return err
 	}
-	if err := checkDrains(next); err != nil {
-		return err
-	}
-	next.Owner = c.user.Username
-	if err := c.s.store.CreateConfig(ctx, &next); err != nil {
-		return err
-	}
-	_, rel, err := c.s.rollouts.Do(ctx, rollout.Request{
+	_, rel, err := c.s.rollouts.Do(c.lasting(), rollout.Request{
 		Kind: paas.RolloutConfig, App: c.app, Owner: c.user.Username,
-		Config: next.UUID, Summary: paas.ConfigSummary(prev, next),
+		Resolve: func(ctx context.Context, latest paas.Release, r *rollout.Request) error {
+			prev, err := c.s.store.ConfigByUUID(ctx, latest.Config)
+			if err != nil {
+				return fmt.Errorf("read config %s: %w", latest.Config, err)
+			}
+			if next, err = mergeConfig(prev, change); err != nil {
+				return err
+			}
+			next.Owner = c.user.Username
+			r.Summary = paas.ConfigSummary(prev, next)
+			err = c.s.store.CreateConfig(ctx, &next)
+			r.Config = next.UUID
+			return err
+		},
 	})
 	if err != nil {
 		return err
@@ -101,6 +107,15 @@ func (c *call) changeConfig() error {
 	return c.reply(http.StatusCreated, answer)
 }
 
+// mergeConfig is what a change makes of a config, if that may be.
+func mergeConfig(prev paas.Config, change paas.ConfigChange) (paas.Config, error) {
+	next, err := prev.With(change)
+	if err != nil {
+		return paas.Config{}, err
+	}
+	return next, checkDrains(next)
+}
+
 // releaseHeaders tells the number of a new release (contract 1).
 func (c *call) releaseHeaders(r paas.Release) {
 	number := []string{strconv.Itoa(r.Version)}
@@ -108,7 +123,7 @@ func (c *call) releaseHeaders(r paas.Release) {
 	c.w.Header()[api.HeaderReleaseOld] = number
 }
 
-// appLocks lets one at a time change an app's releases. The zero value is
+// appLocks lets one change of config or rollback at a time wait for the turn of an app. The zero value is
 // ready to use. A lock lives no longer than its holder's request.
 type appLocks struct {
 	mu   sync.Mutex

@@ -2,14 +2,19 @@ package controller
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/engine/fake"
 )
 
@@ -220,6 +225,86 @@ func TestRollbacks(t *testing.T) {
 	if got := alice.containers("shop"); !slices.Equal(got, []string{"web.1 v10 up"}) {
 		t.Errorf("after all = %q", got)
 	}
+}
+
+// TestChangesBehindARolloutOfAnEarlierController: what they build on is what that rollout leaves, and not what was there
+// when they were asked for.
+func TestChangesBehindARolloutOfAnEarlierController(t *testing.T) {
+	for _, test := range []struct{ name, path, body, values string }{
+		{"config", "/v1/apps/shop/config", `{"values":{"B":"2"}}`, `"values":{"A":"1","B":"2"}`},
+		{"rollback", "/v1/apps/shop/releases/rollback", ``, `"values":{"FIRST":"1"}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newPlatform(t)
+			alice := p.user("alice")
+			alice.app("shop", "web")
+			alice.want(201, "POST", "/v1/apps/shop/config", `{"values":{"FIRST":"1"}}`)
+			eventually(t, "the former instance is gone", func() bool { return instances(t, p.engine) == 1 })
+			stopping := p.s.stopping
+			p.engine.SetProbe(func(engine.Instance, engine.Check) error {
+				<-stopping
+				return errors.New("not yet")
+			})
+			req, err := http.NewRequestWithContext(t.Context(), "POST", p.url+"/v1/apps/shop/config", strings.NewReader(`{"values":{"A":"1","FIRST":null}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = alice.header.Clone()
+			req.Header.Set("Content-Type", "application/json")
+			cut := make(chan struct{})
+			go func() {
+				defer close(cut)
+				if resp, err := http.DefaultClient.Do(req); err == nil { // what it hears of the stop does not matter
+					resp.Body.Close()
+				}
+			}()
+			eventually(t, "the rollout has started instances", func() bool { return instances(t, p.engine) == 2 })
+			p.stop()
+			<-cut
+			healthy := make(chan struct{})
+			heal := sync.OnceFunc(func() { close(healthy) })
+			defer heal()
+			p.engine.SetProbe(func(engine.Instance, engine.Check) error {
+				<-healthy
+				return nil
+			})
+			p.start()
+			done := make(chan int, 1)
+			go func() {
+				resp, _ := alice.do("POST", test.path, test.body)
+				done <- resp.StatusCode
+			}()
+			eventually(t, "the change waits", func() bool { return p.metric("deis_rollouts_waiting") == 1 })
+			heal()
+			if status := <-done; status != 201 {
+				t.Errorf("the change = %d, want 201", status)
+			}
+			var l api.List[api.Release]
+			alice.json(&l, 200, "GET", "/v1/apps/shop/releases", nil)
+			if body := alice.want(200, "GET", "/v1/apps/shop/config", nil); l.Count != 5 || !strings.Contains(body, test.values) {
+				t.Errorf("after %d releases the config is %s, want 5 and %s", l.Count, body, test.values)
+			}
+			if got := alice.containers("shop"); !slices.Equal(got, []string{"web.1 v5 up"}) {
+				t.Errorf("containers = %q", got)
+			}
+		})
+	}
+}
+
+// metric reads a gauge without labels of the controller that runs.
+func (p *platform) metric(name string) float64 {
+	p.t.Helper()
+	families, err := p.s.cfg.Metrics.(prometheus.Gatherer).Gather()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	p.t.Fatalf("no metric %s", name)
+	return 0
 }
 
 // TestConfigAfterAFailure: a change that did not go live is not in the next one

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -61,17 +62,17 @@ func (c *call) rollback() error {
 		return err
 	}
 	defer unlock()
-	version, err := c.rollbackVersion(text)
-	if err != nil {
-		return err
-	}
-	old, err := c.s.store.Release(c.ctx, c.app.UUID, version)
-	if err != nil {
-		return err
-	}
 	_, release, err := c.s.rollouts.Do(c.lasting(), rollout.Request{
 		Kind: paas.RolloutRollback, App: c.app, Owner: c.user.Username,
-		Build: old.Build, Config: old.Config, Summary: paas.RollbackSummary(c.user.Username, version),
+		Resolve: func(ctx context.Context, latest paas.Release, r *rollout.Request) error {
+			version, err := rollbackVersion(text, latest)
+			if err != nil {
+				return err
+			}
+			old, err := c.s.store.Release(ctx, c.app.UUID, version)
+			r.Build, r.Config, r.Summary = old.Build, old.Config, paas.RollbackSummary(c.user.Username, version)
+			return err
+		},
 	})
 	if err != nil {
 		return err
@@ -79,7 +80,8 @@ func (c *call) rollback() error {
 	return c.reply(http.StatusCreated, map[string]int{"version": release.Version})
 }
 
-func (c *call) rollbackVersion(text string) (int, error) {
+// rollbackVersion is the one that is asked for, or that before the latest.
+func rollbackVersion(text string, latest paas.Release) (int, error) {
 	version := 0
 	if text != "" {
 		var err error
@@ -88,10 +90,6 @@ func (c *call) rollbackVersion(text string) (int, error) {
 		}
 	}
 	if version == 0 {
-		latest, err := c.s.store.LatestRelease(c.ctx, c.app.UUID)
-		if err != nil {
-			return 0, err
-		}
 		version = latest.Version - 1
 	}
 	if version < 1 {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,4 +304,59 @@ func TestDestroyCrash(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A request that builds on the latest release is resolved when its turn has come, behind what a new controller carries on.
+func TestResolveAfterACrash(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		webApp(w)
+		merge := func(name, key string) Request {
+			return Request{Kind: paas.RolloutConfig, Resolve: func(_ context.Context, latest paas.Release, r *Request) error {
+				values := map[string]string{key: "1"}
+				before, err := w.store.ConfigByUUID(t.Context(), latest.Config)
+				for k, v := range before.Values {
+					values[k] = v
+				}
+				w.addConfig(name, paas.Config{Values: values})
+				r.Config, r.Summary = name, "added "+key
+				return err
+			}}
+		}
+		w.set(func() { w.dieAt, w.died = "starting", make(chan struct{}) })
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-w.died
+			cancel()
+		}()
+		req := merge("a", "A")
+		req.App = paas.App{UUID: uuid}
+		if _, _, err := w.m.Do(ctx, req); !errors.Is(err, context.Canceled) {
+			t.Fatalf("it was not killed: %v", err)
+		}
+		w.stop()
+		var well atomic.Bool
+		w.engine.SetProbe(func(engine.Instance, engine.Check) error {
+			if !well.Load() {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		w.start()
+		go func() {
+			time.Sleep(time.Second)
+			well.Store(true)
+		}()
+		release := w.mustDo(merge("b", "B"))
+		c, err := w.store.ConfigByUUID(t.Context(), release.Config)
+		if err != nil || release.Version != 4 || release.Summary != "added B" || len(c.Values) != 2 {
+			t.Errorf("release %+v with %v (%v), want v4 with A and B", release, c.Values, err)
+		}
+		refused := errors.New("no")
+		if _, _, err := w.do(Request{Kind: paas.RolloutConfig, Resolve: func(context.Context, paas.Release, *Request) error { return refused }}); !errors.Is(err, refused) {
+			t.Errorf("refused: %v", err)
+		}
+		if r := w.store.rollout(); r.State != paas.RolloutSucceeded {
+			t.Errorf("what was refused is on record: %+v", r)
+		}
+	})
 }

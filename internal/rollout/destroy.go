@@ -9,9 +9,8 @@ import (
 
 // Destroy ends all that is under way for an app and removes all that the engine keeps
 // for it: instances, logs, images. It goes on in the manager's own context
-// when ctx ends, and is tried again when it fails; the error is that of the
-// first attempt. From then on nothing of the app is started any more: the store
-// forgets it before or after. If the process ends in between, the store
+// when ctx ends. When it fails the caller tries again; nothing of the app is started any more from
+// the first attempt on. The store forgets it before or after. If the process ends in between, the store
 // decides: an app that it still has is brought up again, of one that it has not the
 // instances are removed.
 func (m *Manager) Destroy(ctx context.Context, app paas.App) error {
@@ -21,12 +20,12 @@ func (m *Manager) Destroy(ctx context.Context, app paas.App) error {
 		return ctx.Err()
 	}
 	a := m.appOf(app.UUID)
-	first := make(chan error, 1)
-	if !m.condemn(a, func() { m.erase(a, first) }) {
+	erased := make(chan error, 1)
+	if !m.condemn(a, func() { erased <- m.erase(a) }) {
 		return errStopping
 	}
 	select {
-	case err := <-first:
+	case err := <-erased:
 		if err != nil {
 			return &paas.Error{Code: paas.Unavailable, Message: msgDestroy, Err: err}
 		}
@@ -49,24 +48,16 @@ func (m *Manager) condemn(a *app, f func()) bool {
 	return true
 }
 
-func (m *Manager) erase(a *app, first chan<- error) {
+func (m *Manager) erase(a *app) error {
 	a.work.Wait()
 	m.step(KindDestroy, "destroying")
 	m.opt.Router.SetTargets(a.uuid, nil)
 	m.metrics.instances(a.uuid, nil)
-	m.retry(m.ctx, "destroy an app", func() error {
-		err := m.opt.Engine.Forget(m.ctx, a.uuid)
-		if err != nil {
-			err = fmt.Errorf("forget app %s: %w", a.uuid, err)
-		} else {
-			m.step(KindDestroy, "forgotten")
-		}
-		select {
-		case first <- err:
-		default:
-		}
-		return err
-	})
+	if err := m.opt.Engine.Forget(m.ctx, a.uuid); err != nil {
+		return fmt.Errorf("forget app %s: %w", a.uuid, err)
+	}
+	m.step(KindDestroy, "forgotten")
+	return nil
 }
 
 // bury drops the state of destroyed apps that the store has forgotten. Until

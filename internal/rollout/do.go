@@ -158,6 +158,11 @@ func (m *Manager) freeze(ctx context.Context, req Request) (r paas.Rollout, late
 	if latest, err = m.opt.Store.LatestRelease(ctx, req.App.UUID); err != nil {
 		return r, latest, fmt.Errorf("read the latest release: %w", err)
 	}
+	if req.Resolve != nil {
+		if err := req.Resolve(ctx, latest, &req); err != nil {
+			return r, latest, err
+		}
+	}
 	r = paas.Rollout{
 		App: req.App.UUID, Owner: req.Owner, Kind: req.Kind, State: paas.RolloutPending,
 		Build: req.Build, Config: req.Config, Version: latest.Version, Summary: req.Summary,

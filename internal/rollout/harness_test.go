@@ -448,6 +448,14 @@ func (s spy) Remove(ctx context.Context, key engine.SetKey) error {
 	return s.Engine.Remove(ctx, key)
 }
 
+func (s spy) Forget(ctx context.Context, app string) error {
+	s.w.event("forget")
+	if s.isDown() {
+		return errDown
+	}
+	return s.Engine.Forget(ctx, app)
+}
+
 func (s spy) Instances(ctx context.Context, app string) ([]engine.Instance, error) {
 	if s.isDown() {
 		return nil, errDown

@@ -65,11 +65,18 @@ type app struct {
 	mu       sync.Mutex
 	starting map[engine.SetKey][]int // what the rollout under way starts
 	unrouted map[engine.SetKey]bool
-	repairs  map[engine.SetKey]*repair
-	retiring map[engine.SetKey]bool
-	stuck    map[engine.SetKey]*stuck
-	saved    []paas.Instance
-	known    bool // saved is what the store has
+	repairs  map[slot]*repair
+	// repairing has the sets that the reconciler is about to start again.
+	repairing map[engine.SetKey]bool
+	retiring  map[engine.SetKey]bool
+	stuck     map[engine.SetKey]*stuck
+	// adopted says that what ran when this controller came is in ready.
+	adopted bool
+	// ready are the instances that may have requests, by ID; checks end the checks of those that may not yet.
+	ready  map[string]bool
+	checks map[string]context.CancelFunc
+	saved  []paas.Instance
+	known  bool // saved is what the store has
 }
 
 // New returns a manager that does nothing before Run.
@@ -80,7 +87,7 @@ func New(opt Options) *Manager {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{opt: opt, ready: make(chan struct{}), apps: map[string]*app{}}
-	m.metrics = newMetrics(opt.Metrics, m.queued)
+	m.metrics = newMetrics(opt.Metrics, m.load)
 	return m
 }
 
@@ -170,8 +177,9 @@ func (m *Manager) appOf(uuid string) *app {
 		uuid: uuid, ctx: ctx, cancel: cancel,
 		look: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		unrouted: map[engine.SetKey]bool{},
-		repairs:  map[engine.SetKey]*repair{}, retiring: map[engine.SetKey]bool{},
-		stuck: map[engine.SetKey]*stuck{},
+		repairs:  map[slot]*repair{}, repairing: map[engine.SetKey]bool{},
+		retiring: map[engine.SetKey]bool{}, stuck: map[engine.SetKey]*stuck{},
+		ready: map[string]bool{}, checks: map[string]context.CancelFunc{},
 	}
 	m.apps[uuid] = a
 	m.spawnLocked(a, func() { m.follow(a) })
@@ -344,7 +352,7 @@ func (m *Manager) claimStarts(ctx context.Context, r paas.Rollout) (err error) {
 // carryOn finishes rollouts of an earlier controller. It has the first turn.
 func (m *Manager) carryOn(a *app, rollouts []paas.Rollout) {
 	m.mu.Lock()
-	a.busy = true
+	a.busy, a.current = true, rollouts[0]
 	m.mu.Unlock()
 	m.spawn(a, func() {
 		defer m.endTurn(a)

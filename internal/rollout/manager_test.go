@@ -668,6 +668,45 @@ func TestCrashBackOff(t *testing.T) {
 	})
 }
 
+// One that crashes again and again does not make the others of its set wait.
+func TestBackOffIsOfOneInstance(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addBuild("b1", map[string]string{"worker": "work"})
+		w.store.set(func() {
+			app := w.store.apps[uuid]
+			app.Structure = map[string]int{"worker": 3}
+			w.store.apps[uuid] = app
+		})
+		w.start().deploy("b1")
+		for delay := firstRepair; delay < lastRepair; delay *= 2 {
+			w.engine.Exit(w.ids()["worker.3"], "exit code 1")
+			time.Sleep(delay)
+			synctest.Wait()
+			w.want("worker.3 after its pause", w.list(), []string{"worker.1@1 up", "worker.2@1 up", "worker.3@1 up"})
+		}
+		w.engine.Exit(w.ids()["worker.3"], "exit code 1")
+		time.Sleep(time.Minute)
+		w.want("it waits", w.list(), []string{"worker.1@1 up", "worker.2@1 up", "worker.3@1 crashed"})
+		w.engine.Exit(w.ids()["worker.1"], "exit code 1")
+		time.Sleep(firstRepair)
+		synctest.Wait()
+		w.want("worker.1 does not", w.list(), []string{"worker.1@1 up", "worker.2@1 up", "worker.3@1 up"})
+		w.engine.Exit(w.ids()["worker.3"], "exit code 1")
+		time.Sleep(lastRepair - time.Second)
+		w.want("its back-off has gone on", w.list(), []string{"worker.1@1 up", "worker.2@1 up", "worker.3@1 crashed"})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.want("and ends", w.list(), []string{"worker.1@1 up", "worker.2@1 up", "worker.3@1 up"})
+		w.scale(map[string]int{"worker": 0})
+		time.Sleep(time.Second)
+		w.a().mu.Lock()
+		defer w.a().mu.Unlock()
+		if n := len(w.a().repairs) + len(w.a().repairing); n != 0 {
+			t.Errorf("%d repairs of what is not live are noted", n)
+		}
+	})
+}
+
 // A live instance that crashes during a rollout is started again meanwhile, and
 // what drains is left alone.
 func TestRepairWhileDraining(t *testing.T) {
@@ -1035,6 +1074,41 @@ func TestDestroy(t *testing.T) {
 		if _, _, err := w.do(Request{Kind: paas.RolloutConfig}); paas.CodeOf(err) != paas.NotFound {
 			t.Errorf("Do on an app that is no more: %v", err)
 		}
+	})
+}
+
+// A destruction that fails is the caller's to repeat: nothing goes on behind it.
+func TestDestroyFails(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		webApp(w)
+		w.set(func() { w.down = true })
+		const attempts = 3
+		for range attempts {
+			if err := w.m.Destroy(t.Context(), paas.App{UUID: uuid}); paas.CodeOf(err) != paas.Unavailable {
+				t.Errorf("Destroy: %v", err)
+			}
+			time.Sleep(time.Minute)
+		}
+		forgets := func() (n int) {
+			for _, event := range w.history() {
+				if event == "forget" {
+					n++
+				}
+			}
+			return n
+		}
+		if n := forgets(); n != attempts {
+			t.Errorf("the engine was asked %d times, want %d", n, attempts)
+		}
+		w.set(func() { w.down = false })
+		time.Sleep(time.Minute)
+		if n := forgets(); n != 0 {
+			t.Errorf("%d attempts without a caller", n)
+		}
+		if err := w.m.Destroy(t.Context(), paas.App{UUID: uuid}); err != nil {
+			t.Errorf("Destroy in the end: %v", err)
+		}
+		w.want("instances", w.list(), nil)
 	})
 }
 

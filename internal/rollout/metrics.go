@@ -32,7 +32,7 @@ var kinds = []paas.RolloutKind{
 	paas.RolloutDeploy, paas.RolloutConfig, paas.RolloutRollback, paas.RolloutScale, paas.RolloutRestart,
 }
 
-func newMetrics(reg prometheus.Registerer, queue func() (running, waiting int)) *metrics {
+func newMetrics(reg prometheus.Registerer, queue func() load) *metrics {
 	m := &metrics{
 		rollouts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "deis_rollouts_total", Help: "Rollouts by kind and outcome.",
@@ -72,12 +72,19 @@ func newMetrics(reg prometheus.Registerer, queue func() (running, waiting int)) 
 		m.failures.WithLabelValues(string(kind), "starting")
 	}
 	if reg != nil {
-		gauge := func(name, help string, f func() int) prometheus.GaugeFunc {
-			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
+		gauge := func(name, help string, of func(load) int64) prometheus.GaugeFunc {
+			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(of(queue())) })
 		}
 		reg.MustRegister(m.rollouts, m.failures, m.duration, m.steps, m.restarts, m.reconcile, m.errors, m.sweeps, m,
-			gauge("deis_rollouts_running", "Rollouts under way.", func() int { running, _ := queue(); return running }),
-			gauge("deis_rollouts_waiting", "Changes that wait for the one before them.", func() int { _, waiting := queue(); return waiting }))
+			gauge("deis_rollouts_running", "Rollouts under way.", func(l load) int64 { return l.running }),
+			gauge("deis_rollouts_waiting", "Changes that wait for the one before them.", func(l load) int64 { return l.waiting }),
+			gauge("deis_rollouts_oldest_start_timestamp_seconds", "Start of the oldest rollout under way, 0 if there is none.",
+				func(l load) int64 {
+					if l.oldest.IsZero() {
+						return 0
+					}
+					return l.oldest.Unix()
+				}))
 	}
 	return m
 }

@@ -90,3 +90,47 @@ func TestRolloutMetrics(t *testing.T) {
 		}
 	})
 }
+
+// A rollout that is stuck is seen, whatever else ends meanwhile, and also behind a new controller.
+func TestOldestRollout(t *testing.T) {
+	const name = "deis_rollouts_oldest_start_timestamp_seconds"
+	inBubble(t, func(t *testing.T, w *world) {
+		const other = "22222222-2222-3333-4444-555555555555"
+		webApp(w)
+		w.addApp(other, "shop")
+		if n := w.metric(name, ""); n != 0 {
+			t.Errorf("with no rollout it is %v, want 0", n)
+		}
+		w.engine.SetProbe(func(inst engine.Instance, _ engine.Check) error {
+			if inst.App == uuid {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		began := float64(time.Now().Unix())
+		ended := make(chan error, 1)
+		go func() {
+			_, _, err := w.do(Request{Kind: paas.RolloutRestart})
+			ended <- err
+		}()
+		time.Sleep(10 * time.Second)
+		if _, _, err := w.m.Do(t.Context(), Request{Kind: paas.RolloutDeploy, Build: "b1", App: paas.App{UUID: other}}); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.metric(name, ""); n != began {
+			t.Errorf("it is %v, want %v", n, began)
+		}
+		w.stop()
+		<-ended
+		w.start()
+		time.Sleep(10 * time.Second)
+		if n := w.metric(name, ""); n != began {
+			t.Errorf("carried on it is %v, want %v", n, began)
+		}
+		w.engine.SetProbe(nil)
+		time.Sleep(10 * time.Second)
+		if n := w.metric(name, ""); n != 0 {
+			t.Errorf("in the end it is %v, want 0", n)
+		}
+	})
+}

@@ -73,8 +73,7 @@ func (m *Manager) enqueue(a *app, r paas.Rollout, label string) *waiter {
 	defer m.mu.Unlock()
 	w := &waiter{rollout: r, ready: make(chan struct{})}
 	if !a.busy {
-		a.busy, a.current = true, r
-		close(w.ready)
+		a.give(w)
 		return w
 	}
 	if r.Kind == paas.RolloutDeploy {
@@ -117,7 +116,13 @@ func (m *Manager) passTurn(a *app) {
 	}
 	w := a.queue[0]
 	a.queue = slices.Delete(a.queue, 0, 1)
+	a.give(w)
+}
+
+// give lets a waiter have the turn. Manager.mu is held.
+func (a *app) give(w *waiter) {
 	a.busy, a.current = true, w.rollout
+	a.current.Created = time.Now() // until it is on record
 	close(w.ready)
 }
 
@@ -144,15 +149,24 @@ func (m *Manager) busy(a *app) string {
 	return fmt.Sprintf("a %s by %s is under way.", what, a.current.Owner)
 }
 
-// queued counts the rollouts under way and the changes that wait.
-func (m *Manager) queued() (running, waiting int) {
+// load is what is under way and what waits.
+type load struct {
+	running, waiting int64
+	oldest           time.Time // start of the oldest rollout under way
+}
+
+func (m *Manager) load() (l load) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, a := range m.apps {
-		waiting += len(a.queue)
-		if a.busy {
-			running++
+		l.waiting += int64(len(a.queue))
+		if !a.busy {
+			continue
+		}
+		l.running++
+		if began := a.current.Created; l.oldest.IsZero() || began.Before(l.oldest) {
+			l.oldest = began
 		}
 	}
-	return running, waiting
+	return l
 }

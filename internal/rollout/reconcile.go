@@ -4,15 +4,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
-	"github.com/deis/deis/routerconf"
 )
 
-// A set whose instances crash is started again after firstRepair, then after
+// An instance that crashes is started again after firstRepair, then after
 // twice as long each time up to lastRepair, and as at first after it ran for stableAfter.
 const (
 	firstRepair = time.Second
@@ -20,12 +20,17 @@ const (
 	stableAfter = time.Minute
 )
 
-// repair is the state of a live set that does not run as it should.
+// slot is where a live instance belongs.
+type slot struct {
+	engine.SetKey
+	num int
+}
+
+// repair is the state of a slot whose instance did not run as it should.
 type repair struct {
-	active bool          // a goroutine is at work
-	delay  time.Duration // before the next attempt; 0 when the last one held
-	until  time.Time     // when to try again; zero when no attempt is due
-	last   time.Time     // end of the last attempt
+	delay time.Duration // before the next attempt; 0 when the last one held
+	until time.Time     // when to try again; zero when no attempt is due
+	last  time.Time     // end of the last attempt
 }
 
 // stuck is the state of instances whose removal has failed. A change of the app
@@ -66,20 +71,9 @@ func (m *Manager) reconcile(a *app) (err error) {
 // removes what is not as it should be. It returns the generation of the routes and the removals; urgent says
 // that a change waits for these. a.mu is held.
 func (m *Manager) publish(a *app, instances []engine.Instance, live []paas.Set, urgent bool) (uint64, []*retirement) {
-	generation := m.opt.Router.SetTargets(a.uuid, targets(instances, live))
+	generation := m.opt.Router.SetTargets(a.uuid, m.targets(a, instances, live))
 	m.repairAll(a, instances, live)
 	return generation, m.retireAll(a, instances, live, generation, urgent)
-}
-
-// targets are the running instances of live sets of routed types.
-func targets(instances []engine.Instance, live []paas.Set) []routerconf.Target {
-	list := []routerconf.Target{}
-	for _, inst := range instances {
-		if inst.State == paas.StateUp && inst.Address != "" && paas.Routed(inst.Type) && wanted(inst, live) {
-			list = append(list, routerconf.Target{ID: inst.ID, Address: inst.Address})
-		}
-	}
-	return list
 }
 
 // starts reports whether the rollout under way starts an instance, and not the reconciler. a.mu is held.
@@ -119,7 +113,7 @@ func (a *app) settled(s seen) bool {
 	unwanted := func(inst engine.Instance) bool { return !wanted(inst, s.live) && !a.starts(inst) }
 	lacking := func(set paas.Set) bool {
 		crashed, missing := broken(set, s.instances)
-		return crashed || missing
+		return len(crashed)+len(missing) > 0
 	}
 	return a.known && !slices.ContainsFunc(s.instances, unwanted) && !slices.ContainsFunc(s.live, lacking) &&
 		slices.Equal(a.rows(s.instances, s.live), a.saved)
@@ -158,46 +152,42 @@ func (a *app) rows(instances []engine.Instance, live []paas.Set) []paas.Instance
 }
 
 // repairAll starts live instances that are not there: those that ended after a
-// back-off, those that are missing (after a reboot) at once. a.mu is held.
+// back-off, those that are missing (after a reboot) at once. The engine starts all that a set lacks: where one is
+// due, the others of its set that have ended are tried with it, and their own back-off goes on. a.mu is held.
 func (m *Manager) repairAll(a *app, instances []engine.Instance, live []paas.Set) {
-	keys := map[engine.SetKey]bool{}
+	maps.DeleteFunc(a.repairs, func(at slot, _ *repair) bool { return !slices.Contains(numsIn(live, at.SetKey), at.num) })
 	for _, set := range live {
-		keys[keyOf(set)] = true
-		if a.starting[keyOf(set)] != nil {
-			continue // the rollout under way sees to it
+		key := keyOf(set)
+		if a.starting[key] != nil || a.repairing[key] {
+			continue // the rollout under way sees to it, or a goroutine is at work
 		}
 		crashed, missing := broken(set, instances)
-		if !crashed && !missing {
-			continue
+		due := false
+		for _, num := range crashed {
+			due = m.due(a, slot{key, num}, true) || due
 		}
-		r := a.repairs[keyOf(set)]
-		if r == nil {
-			r = &repair{}
-			a.repairs[keyOf(set)] = r
+		for _, num := range missing {
+			due = m.due(a, slot{key, num}, false) || due
 		}
-		if r.active || !m.due(a, r, crashed) {
-			continue
-		}
-		r.active = m.spawn(a, func() { m.repair(a, set, r) })
-	}
-	for key := range a.repairs {
-		if !keys[key] {
-			delete(a.repairs, key)
+		if due && m.spawn(a, func() { m.repair(a, set, append(crashed, missing...)) }) {
+			a.repairing[key] = true
 		}
 	}
 }
 
-// broken says whether instances of a set have ended, and whether some are not there at all.
-func broken(set paas.Set, instances []engine.Instance) (crashed, missing bool) {
+// broken returns the numbers of a set whose instances have ended, and those of instances that are not there at all.
+func broken(set paas.Set, instances []engine.Instance) (crashed, missing []int) {
 	var there []int
 	for _, inst := range instances {
 		if inst.SetKey != keyOf(set) || !slices.Contains(set.Nums, inst.Num) {
 			continue
 		}
 		there = append(there, inst.Num)
-		crashed = crashed || hasEnded(inst)
+		if hasEnded(inst) {
+			crashed = append(crashed, inst.Num)
+		}
 	}
-	return crashed, len(without(set.Nums, there)) > 0
+	return crashed, without(set.Nums, there)
 }
 
 func hasEnded(inst engine.Instance) bool {
@@ -208,9 +198,13 @@ func hasEnded(inst engine.Instance) bool {
 	return false
 }
 
-// due reports whether to try now; if not, the reconciler is poked in time.
-func (m *Manager) due(a *app, r *repair, crashed bool) bool {
-	now := time.Now()
+// due reports whether to try a slot now; if not, the reconciler is poked in time. a.mu is held.
+func (m *Manager) due(a *app, at slot, crashed bool) bool {
+	now, r := time.Now(), a.repairs[at]
+	if r == nil {
+		r = &repair{}
+		a.repairs[at] = r
+	}
 	if r.until.IsZero() {
 		if !crashed {
 			return true
@@ -239,7 +233,8 @@ func (m *Manager) lookIn(a *app, delay time.Duration) {
 	})
 }
 
-func (m *Manager) repair(a *app, set paas.Set, r *repair) {
+// repair starts a set again of which these numbers are broken.
+func (m *Manager) repair(a *app, set paas.Set, nums []int) {
 	err := m.applyLive(a.ctx, a, keyOf(set))
 	if err != nil && a.ctx.Err() == nil {
 		m.opt.Log.Warn("start instances again", "app", a.uuid, "type", set.Type, "generation", set.Generation,
@@ -247,9 +242,16 @@ func (m *Manager) repair(a *app, set paas.Set, r *repair) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r.active, r.until, r.last = false, time.Time{}, time.Now()
-	if err != nil {
-		m.postpone(a, r, r.last)
+	delete(a.repairing, keyOf(set))
+	now := time.Now()
+	for _, num := range nums {
+		r := a.repairs[slot{keyOf(set), num}]
+		if r == nil {
+			continue // it is not live any more
+		}
+		if r.until, r.last = (time.Time{}), now; err != nil {
+			m.postpone(a, r, now)
+		}
 	}
 	poke(a.look)
 }

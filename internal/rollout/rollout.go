@@ -112,6 +112,9 @@ type Request struct {
 	RestartNum  int
 	// Summary is that of the release.
 	Summary string
+	// Resolve, if set, fills in what follows from the release that is the latest when the app's turn has come:
+	// what was read before may be of another one. Its error is Do's.
+	Resolve func(ctx context.Context, latest paas.Release, r *Request) error
 	// Progress, if set, gets lines for the user, without newline, one call at a time and none
 	// after Do has returned. It must not block for long.
 	Progress func(string)

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,8 @@ type starter struct {
 	specs []engine.SetSpec
 	// healthy are the instances that were probed, by ID; false while that is under way.
 	healthy map[string]bool
+	// slowest, if set, takes the place of maxPoll as the longest pause between two probes.
+	slowest time.Duration
 	// warning is what went wrong without being a reason to give up.
 	warning string
 	// replaced are the IDs of instances that ended while no controller looked,
@@ -264,11 +267,12 @@ func ended(inst engine.Instance) string {
 	return inst.Reason
 }
 
-// await sends the ID of an instance once it is healthy.
+// await sends the ID of an instance once it is healthy, and may have requests.
 func (s *starter) await(ctx context.Context, inst engine.Instance, passed chan<- string) error {
 	if err := s.awaitHealthy(ctx, inst); err != nil {
 		return err
 	}
+	s.app.admit(ctx, inst.ID)
 	select {
 	case passed <- inst.ID:
 	case <-ctx.Done():
@@ -325,7 +329,7 @@ func (s *starter) poll(ctx context.Context, c *clock, inst engine.Instance, chec
 	began := c.now()
 	limit, last := began.Add(s.m.opt.StartTimeout), began.Add(maxStart)
 	word := began.Add(sayAfter)
-	for pause := minPoll; ; pause = min(pause*3/2, maxPoll) {
+	for pause := minPoll; ; pause = min(pause*3/2, cmp.Or(s.slowest, maxPoll)) {
 		err := s.m.opt.Engine.Probe(ctx, inst, check)
 		if err == nil {
 			return nil

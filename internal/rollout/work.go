@@ -220,8 +220,8 @@ func lacking(goal, live []paas.Set) []paas.Set {
 	return todo
 }
 
-// fallen returns what a scale keeps of a routed type and is not up, where all that is up would go: it has to serve
-// before.
+// fallen returns what a scale keeps of a routed type and does not serve, where all that serves would go: it has to
+// serve before.
 func (w *work) fallen(ctx context.Context, goal, live []paas.Set) ([]paas.Set, error) {
 	if w.r.Kind != paas.RolloutScale {
 		return nil, nil
@@ -230,9 +230,11 @@ func (w *work) fallen(ctx context.Context, goal, live []paas.Set) ([]paas.Set, e
 	if err != nil {
 		return nil, err
 	}
+	w.a.mu.Lock()
+	defer w.a.mu.Unlock()
 	serves := func(sets []paas.Set, processType string) bool {
 		return slices.ContainsFunc(instances, func(inst engine.Instance) bool {
-			return inst.Type == processType && inst.State == paas.StateUp && wanted(inst, sets)
+			return inst.Type == processType && inst.State == paas.StateUp && w.a.ready[inst.ID] && wanted(inst, sets)
 		})
 	}
 	var fallen []paas.Set

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,9 +204,9 @@ func TestBatchFailsForGood(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		webApp(w).scale(map[string]int{"web": 3})
 		scarce(w)
-		ill := true
+		var well atomic.Bool
 		w.engine.SetProbe(func(i engine.Instance, _ engine.Check) error {
-			if ill && (i.Version == 3 && i.Num == 2 || i.Version == 2 && i.Num == 1) {
+			if !well.Load() && (i.Version == 3 && i.Num == 2 || i.Version == 2 && i.Num == 1) {
 				return errors.New("it is ill")
 			}
 			return nil
@@ -213,7 +214,7 @@ func TestBatchFailsForGood(t *testing.T) {
 		before := w.list()
 		_, _, err := w.do(Request{Kind: paas.RolloutConfig})
 		w.wantFailure(err, msgHealth, "web.2: not healthy")
-		ill = false
+		well.Store(true)
 		time.Sleep(time.Minute)
 		w.want("instances", w.list(), before)
 		w.scale(map[string]int{"web": 1})
