@@ -155,11 +155,12 @@ type DiskHookAnswer struct {
 	Size    int64 `json:"size"`
 	Free    int64 `json:"free"`
 	Reserve int64 `json:"reserve"`
-	// Images is all layers, those that apps share and base images included; Logs is those of the instances.
-	// Limit bounds the two together.
-	Images int64 `json:"images"`
-	Logs   int64 `json:"logs"`
-	Limit  int64 `json:"limit"`
+	// Images is all layers, those that apps share and base images included; Logs is those of the instances, and
+	// Written the files that these wrote. Limit bounds the three together.
+	Images  int64 `json:"images"`
+	Logs    int64 `json:"logs"`
+	Written int64 `json:"written"`
+	Limit   int64 `json:"limit"`
 	// Apps is by size, the largest first.
 	Apps []HookAppDisk `json:"apps"`
 }
@@ -170,10 +171,14 @@ type HookAppDisk struct {
 	AppDisk
 }
 
-// AppDisk is what an app takes for itself, in bytes: layers that no other has, and logs. Limit
-// bounds the two together; 0 is none.
+// AppDisk is what an app takes for itself, in bytes: layers that no other has, logs, and what its instances have
+// written to their files. Limit bounds the three together; 0 is none.
 type AppDisk struct {
-	Images int64 `json:"images"`
-	Logs   int64 `json:"logs"`
-	Limit  int64 `json:"limit"`
+	Images  int64 `json:"images"`
+	Logs    int64 `json:"logs"`
+	Written int64 `json:"written"`
+	Limit   int64 `json:"limit"`
 }
+
+// Total is all of it.
+func (d AppDisk) Total() int64 { return d.Images + d.Logs + d.Written }

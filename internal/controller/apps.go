@@ -49,6 +49,8 @@ func (c *call) createApp() error {
 	if err != nil {
 		return err
 	}
+	// First without a look at the store, which may fail: of an app that the routers do not know no instance gets requests.
+	c.s.routes.setApp(app.UUID, app.ID, []string{c.s.host(app.ID)}, nil)
 	if err := c.s.publishApp(c.lasting(), app); err != nil {
 		return err
 	}
@@ -102,11 +104,7 @@ func (c *call) deleteApp() error {
 	if err := c.s.store.MarkDeleting(c.ctx, c.user.Username, c.app); err != nil {
 		return err
 	}
-	ctx := c.lasting()
-	if err := c.s.publishApp(ctx, c.app); err != nil {
-		return err
-	}
-	if err := c.s.finishDelete(ctx, c.app); err != nil {
+	if err := c.s.finishDelete(c.lasting(), c.app); err != nil {
 		c.s.cfg.Log.Warn("a deletion will be tried again", "app", c.app.ID, "error", err.Error())
 		select {
 		case c.s.undeleted <- struct{}{}:
@@ -116,9 +114,10 @@ func (c *call) deleteApp() error {
 	return c.empty(http.StatusNoContent)
 }
 
-// finishDelete removes what a marked app has: instances, then what the engine
+// finishDelete removes what a marked app has: routes, then instances, then what the engine
 // keeps, then the rows. It may be repeated at any point.
 func (s *server) finishDelete(ctx context.Context, app paas.App) error {
+	s.withdraw(app)
 	if err := s.oneOffs.endAll(ctx, app.UUID); err != nil {
 		return err
 	}
@@ -129,6 +128,13 @@ func (s *server) finishDelete(ctx context.Context, app paas.App) error {
 		return err
 	}
 	return s.store.DeleteApp(ctx, app)
+}
+
+// withdraw removes the routes of a marked app. Who publishes them meanwhile has read the store before, and is awaited.
+func (s *server) withdraw(app paas.App) {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	s.routes.dropApp(app.UUID)
 }
 
 // finishDeletes carries on the deletions that were interrupted or failed, until

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/paas"
@@ -138,6 +139,11 @@ func (c *call) createBuild() error {
 	b, err := buildOf(f, c.app, c.user.Username)
 	if err != nil {
 		return err
+	}
+	if !strings.HasPrefix(b.Image, paas.LocalImages) { // it is pulled
+		if err := c.s.checkDisk(c.ctx, c.app); err != nil {
+			return err
+		}
 	}
 	release, err := c.s.deploy(c.lasting(), c.app, &b, paas.DeploySummary(b), nil)
 	if err != nil {

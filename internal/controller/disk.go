@@ -1,8 +1,8 @@
 package controller
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -19,12 +19,15 @@ import (
 
 const (
 	// strayImage is how old an image must be that no build on record has, to be removed: a push that
-	// is under way has one for a moment, one that could not be posted left it.
+	// is under way has one for a moment, one that could not be posted left it. It is also how old a build must be that had no
+	// rollout: a deploy may wait 20 minutes for its turn.
 	strayImage = time.Hour
 	// usageAge is how old an answer about the disk may be: it costs a look at every image.
 	usageAge = 30 * time.Second
 	// collectPause is the time between two looks at apps that changed.
 	collectPause = 2 * time.Second
+	// retryPauses is how many of these pass before what failed is tried again: a containerd that is started again takes less.
+	retryPauses = 5
 	// maxReserve bounds the part of a large disk that is kept free.
 	maxReserve = 5 << 30
 )
@@ -49,7 +52,7 @@ func (s *server) collectImages(ctx context.Context) error {
 }
 
 // collect keeps the images of an app's last releases, of what runs or is being brought up, and of
-// builds younger than the latest release's, which may be about to be released. Logs and documents of old builds go with
+// builds that may be about to be. Those of failed deploys go. Logs and documents of old builds go with
 // their images.
 func (s *server) collect(ctx context.Context, app paas.App) error {
 	// In this order: what is built meanwhile is not on the list.
@@ -61,18 +64,15 @@ func (s *server) collect(ctx context.Context, app paas.App) error {
 	if err != nil || len(images) == 0 {
 		return err
 	}
-	known, kept, err := s.store.ImageDigests(ctx, app.UUID, max(s.cfg.Disk.Releases, 1))
+	young := time.Now().Add(-strayImage)
+	known, kept, err := s.store.ImageDigests(ctx, app.UUID, max(s.cfg.Disk.Releases, 1), young)
 	if err != nil {
 		return err
 	}
 	err = s.engine.Collect(ctx, app.UUID, func(img engine.Image) bool {
-		switch {
-		case !slices.Contains(images, img), kept[img.Digest]:
-			return true
-		case known[img.Digest]:
-			return false
-		}
-		return time.Since(img.Updated) < strayImage
+		// A commit that is pushed again may get the image that failed: it is newer than what is known of it.
+		stray := img.Updated.After(known[img.Digest])
+		return !slices.Contains(images, img) || kept[img.Digest] || stray && img.Updated.After(young)
 	})
 	if err != nil {
 		return err
@@ -81,48 +81,52 @@ func (s *server) collect(ctx context.Context, app paas.App) error {
 }
 
 // watchApps calls f for all apps, and then for each to which something was done,
-// until ctx ends. Where f fails it is called again with the next change.
+// until ctx ends. Where f fails it is called again after a pause.
 func (s *server) watchApps(ctx context.Context, failure string, pause time.Duration, f func(paas.App) error) error {
-	for seen := int64(-1); ; {
-		news := s.store.News("")
-		last, err := s.eachTouched(ctx, seen, f)
-		if err != nil && ctx.Err() == nil {
+	seen, failed := int64(-1), map[string]bool{}
+	for {
+		news, wait := s.store.News(""), pause
+		last, err := s.eachTouched(ctx, seen, failed, f)
+		seen = last
+		if err == nil {
+			select {
+			case <-news:
+			case <-ctx.Done():
+				return nil
+			}
+		} else if wait = retryPauses * pause; ctx.Err() == nil {
 			s.cfg.Log.Warn(failure, "error", err.Error())
 		}
-		if last > 0 {
-			seen = last
-		}
 		select {
-		case <-news:
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case <-time.After(pause):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// eachTouched calls f for the apps that rows of activity after seen are about,
-// for all with -1, and returns the last row.
-func (s *server) eachTouched(ctx context.Context, seen int64, f func(paas.App) error) (int64, error) {
+// eachTouched calls f for the apps that rows of activity after seen are about, for all with -1, and for those in failed,
+// which it brings up to date. It returns the last row and the first error.
+func (s *server) eachTouched(ctx context.Context, seen int64, failed map[string]bool, f func(paas.App) error) (int64, error) {
 	last, touched, err := s.store.AppsTouched(ctx, seen)
 	if err != nil {
-		return 0, err
+		return seen, err
 	}
 	apps, err := s.store.AllApps(ctx)
 	if err != nil {
-		return 0, err
+		return seen, err
 	}
-	var errs []error
+	due := func(app paas.App) bool { return seen < 0 || failed[app.UUID] || slices.Contains(touched, app.UUID) }
+	apps = slices.DeleteFunc(apps, func(app paas.App) bool { return !due(app) })
+	clear(failed) // also of apps that are gone
+	var first error
 	for _, app := range apps {
-		if seen < 0 || slices.Contains(touched, app.UUID) {
-			errs = append(errs, f(app))
+		if err := f(app); err != nil {
+			failed[app.UUID] = true
+			first = cmp.Or(first, fmt.Errorf("app %s: %w", app.ID, err))
 		}
 	}
-	return last, errors.Join(errs...)
+	return last, first
 }
 
 // diskUsage remembers what the engine said.
@@ -162,7 +166,7 @@ func (s *server) reserve(size int64) int64 {
 	return min(size/20, maxReserve)
 }
 
-// checkDisk refuses a push for which there is no room, before it is built.
+// checkDisk refuses a push or a pull for which there is no room, before anything is built or fetched.
 func (s *server) checkDisk(ctx context.Context, app paas.App) error {
 	size, free, err := s.fileSystem()
 	if err != nil {
@@ -180,14 +184,14 @@ func (s *server) checkDisk(ctx context.Context, app paas.App) error {
 	if err != nil {
 		return err
 	}
-	own := usage.Apps[app.UUID]
-	if used := own.Images + own.Logs; limits.App > 0 && used > limits.App {
-		return paas.Errorf(paas.Conflict, "%s takes %s of disk, and an app may take %s. Make its image smaller, or destroy what you do not need. 'deis info' shows what it takes.",
+	if used := s.appDisk(usage, app).Total(); limits.App > 0 && used > limits.App {
+		return paas.Errorf(paas.Conflict, "%s takes %s of disk, and an app may take %s. Make its image smaller, or destroy what you do not need; a restart ('deis ps:restart') removes "+
+			"what its instances wrote. 'deis info' shows what it takes.",
 			app.ID, api.SizeText(used), api.SizeText(limits.App))
 	}
 	used := usage.Images
 	for _, a := range usage.Apps {
-		used += a.Logs
+		used += a.Logs + a.Written
 	}
 	if limits.Platform > 0 && used > limits.Platform {
 		return paas.Errorf(paas.Conflict, "The platform's apps take %s of disk, and may take %s. Its operator has to make room: 'deisctl status' shows what takes it.",
@@ -196,14 +200,19 @@ func (s *server) checkDisk(ctx context.Context, app paas.App) error {
 	return nil
 }
 
-// appDisk shows what an app takes.
-func (c *call) appDisk() error {
+// appDisk is what an app takes, and may take.
+func (s *server) appDisk(usage engine.Usage, app paas.App) api.AppDisk {
+	own := usage.Apps[app.UUID]
+	return api.AppDisk{Images: own.Images, Logs: own.Logs, Written: own.Written, Limit: s.cfg.Disk.App}
+}
+
+// getDisk shows what an app takes.
+func (c *call) getDisk() error {
 	usage, err := c.s.usage(c.ctx)
 	if err != nil {
 		return err
 	}
-	own := usage.Apps[c.app.UUID]
-	return c.reply(http.StatusOK, api.AppDisk{Images: own.Images, Logs: own.Logs, Limit: c.s.cfg.Disk.App})
+	return c.reply(http.StatusOK, c.s.appDisk(usage, c.app))
 }
 
 // diskHook tells deisctl what takes the disk.
@@ -224,10 +233,11 @@ func (c *call) diskHook() error {
 		return err
 	}
 	for _, app := range apps {
-		own := usage.Apps[app.UUID]
+		own := c.s.appDisk(usage, app)
 		answer.Logs += own.Logs
-		answer.Apps = append(answer.Apps, api.HookAppDisk{App: app.ID, AppDisk: api.AppDisk{Images: own.Images, Logs: own.Logs, Limit: c.s.cfg.Disk.App}})
+		answer.Written += own.Written
+		answer.Apps = append(answer.Apps, api.HookAppDisk{App: app.ID, AppDisk: own})
 	}
-	slices.SortStableFunc(answer.Apps, func(a, b api.HookAppDisk) int { return int(b.Images + b.Logs - a.Images - a.Logs) })
+	slices.SortStableFunc(answer.Apps, func(a, b api.HookAppDisk) int { return cmp.Compare(b.Total(), a.Total()) })
 	return c.reply(http.StatusOK, answer)
 }

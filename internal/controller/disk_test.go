@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/deis/deis/internal/api"
 	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/paas"
+	"github.com/deis/deis/internal/store"
 )
 
 // imageEngine is an engine with images, which is all that is asked of it.
@@ -45,6 +47,7 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	const builds = 6
+	began := time.Now()
 	for n := 1; n <= builds; n++ {
 		builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
 			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
@@ -57,7 +60,7 @@ func TestCollect(t *testing.T) {
 	}
 	e := &imageEngine{Engine: p.engine, images: map[string]time.Time{}}
 	for n := 1; n <= 7; n++ {
-		e.images[digestOf(n)] = time.Now()
+		e.images[digestOf(n)] = began
 	}
 	e.images[digestOf(8)] = time.Now()                      // being posted
 	e.images[digestOf(9)] = time.Now().Add(-2 * strayImage) // never was
@@ -84,6 +87,59 @@ func TestCollect(t *testing.T) {
 	want(4, 7, 8) // the last three releases all have build 4
 }
 
+// TestCollectFailedDeploys: their images go at once, unless the commit is being built again.
+func TestCollectFailedDeploys(t *testing.T) {
+	p := newPlatform(t)
+	alice, builder := p.user("alice"), p.builder()
+	alice.app("shop")
+	app, err := p.s.store.AppByID(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.engine.SetFetch(func(engine.Process, func(string)) (string, error) { return "", errors.New("it breaks") })
+	e := &imageEngine{Engine: p.engine, images: map[string]time.Time{}}
+	s := &server{store: p.s.store, engine: e}
+	for n := range 3 {
+		e.images[digestOf(n)] = time.Now()
+		builder.want(503, "POST", "/v1/hooks/build", api.BuildHook{
+			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
+			Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
+		})
+	}
+	e.images[digestOf(1)] = time.Now()
+	if err := s.collect(t.Context(), app); err != nil {
+		t.Fatal(err)
+	}
+	if _, again := e.images[digestOf(1)]; len(e.images) != 1 || !again {
+		t.Errorf("left are %v, want the one that was built again", e.images)
+	}
+}
+
+// TestCollectIsRetried: of apps whose images could not be removed, though nobody touches them.
+func TestCollectIsRetried(t *testing.T) {
+	p := newPlatform(t)
+	alice := p.user("alice")
+	alice.app("fails")
+	alice.app("works")
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	defer stop()
+	calls := map[string]int{}
+	err := p.s.watchApps(ctx, "a test fails", time.Millisecond, func(app paas.App) error {
+		calls[app.ID]++
+		switch {
+		case app.ID == "works":
+			return nil
+		case calls[app.ID] < 3:
+			return errors.New("not yet")
+		}
+		stop()
+		return nil
+	})
+	if err != nil || calls["fails"] != 3 || calls["works"] != 1 {
+		t.Errorf("calls %v, %v, want three of the one that failed and one of the other", calls, err)
+	}
+}
+
 // TestCollectForgetsLogs: with the images of old builds their logs go.
 func TestCollectForgetsLogs(t *testing.T) {
 	p := newPlatform(t)
@@ -93,27 +149,26 @@ func TestCollectForgetsLogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var builds []paas.Build
-	for n := 1; n <= 51; n++ {
-		b := paas.Build{App: app.UUID, Owner: "alice", Image: "x", Digest: digestOf(n), Log: "a log"}
-		if err := p.s.store.CreateBuild(t.Context(), &b); err != nil {
-			t.Fatal(err)
-		}
-		builds = append(builds, b)
+	const builds = 52
+	for n := 1; n <= builds; n++ {
+		builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
+			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n), Log: "a log",
+			Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
+		})
 	}
-	builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
-		RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", 52), Digest: digestOf(52),
-		Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, 52), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
-	})
 	e := &imageEngine{Engine: p.engine, images: map[string]time.Time{digestOf(1): time.Now(), digestOf(52): time.Now()}}
 	s := &server{store: p.s.store, engine: e}
 	if err := s.collect(t.Context(), app); err != nil {
 		t.Fatal(err)
 	}
-	for i, b := range builds {
+	list, err := s.store.Builds(t.Context(), app.UUID, store.All)
+	if err != nil || len(list.Rows) != builds {
+		t.Fatalf("%d builds, %v", len(list.Rows), err)
+	}
+	for i, b := range list.Rows { // the newest first
 		log, err := s.store.BuildLog(t.Context(), b.UUID)
-		if gone := i < 2; err != nil || (log != "a log") != gone {
-			t.Errorf("build %d: log %q, %v", i+1, log, err)
+		if gone := i >= builds-2; err != nil || (log != "a log") != gone {
+			t.Errorf("build %d: log %q, %v", builds-i, log, err)
 		}
 	}
 }
@@ -143,7 +198,12 @@ func TestDiskBudgets(t *testing.T) {
 	want(DiskLimits{App: 1 << 30}, "shop takes 1.5G of disk, and an app may take 1.0G.")
 	want(DiskLimits{Platform: 2 << 30}, "The platform's apps take 3.5G of disk, and may take 2.0G.")
 	want(DiskLimits{Reserve: 1 << 60}, "The platform's disk is full: ")
-	alice.says(`{"images":0,"logs":0,"limit":0}`, 200, "GET", "/v1/apps/shop/disk", nil)
+	p.s.cfg.Disk.Reserve = 1 << 60
+	if text := alice.want(409, "POST", "/v1/apps/shop/builds", build("", "web")); !strings.Contains(text, "The platform's disk is full: ") {
+		t.Errorf("a pull says %s", text)
+	}
+	alice.says(`{"count":0,"next":null,"previous":null,"results":[]}`, 200, "GET", "/v1/apps/shop/builds", nil)
+	alice.says(`{"images":0,"logs":0,"written":0,"limit":0}`, 200, "GET", "/v1/apps/shop/disk", nil)
 	var all api.DiskHookAnswer
 	builder.json(&all, 200, "GET", "/v1/hooks/disk", nil)
 	if all.Size == 0 || all.Free == 0 || all.Reserve == 0 || len(all.Apps) != 1 || all.Apps[0].App != "shop" {

@@ -32,7 +32,7 @@ const (
 	// drainSave is how often it is written down how far the drains have come: what a killed
 	// controller sent later is sent again.
 	drainSave = 5 * time.Second
-	// drainRetry is the pause after logs could not be read.
+	// drainRetry is the pause after logs or configs could not be read.
 	drainRetry = 5 * time.Second
 )
 
@@ -174,15 +174,19 @@ func (d *drains) run(ctx context.Context) error {
 	seen := int64(-1)
 	for {
 		news := d.s.store.News("")
+		var again <-chan time.Time
 		next, err := d.look(ctx, seen)
 		if err != nil && ctx.Err() == nil {
 			d.s.cfg.Log.Warn("the log drains are not up to date", "error", err.Error())
+			again = time.After(drainRetry)
 		} else {
 			seen = next
 		}
 		for waiting := true; waiting; {
 			select {
 			case <-news:
+				waiting = false
+			case <-again:
 				waiting = false
 			case <-save.C:
 				d.save()
@@ -212,7 +216,7 @@ func (d *drains) look(ctx context.Context, seen int64) (int64, error) {
 		}
 		cfg, err := d.s.liveConfig(ctx, app)
 		if err != nil {
-			return seen, err
+			return seen, fmt.Errorf("app %s: %w", app.ID, err)
 		}
 		targets, err := parseDrains(cfg.Values[paas.ConfigLogDrain])
 		if err != nil {

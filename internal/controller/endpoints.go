@@ -78,7 +78,7 @@ var endpoints = []endpoint{
 	{method: del, path: "/v1/apps/{app}", policy: owners, handle: (*call).deleteApp},
 	{method: post, path: "/v1/apps/{app}/scale", policy: members, handle: (*call).scale},
 	{method: get, path: "/v1/apps/{app}/logs", policy: members, handle: (*call).logs, media: "text/plain"},
-	{method: get, path: "/v1/apps/{app}/disk", policy: members, handle: (*call).appDisk},
+	{method: get, path: "/v1/apps/{app}/disk", policy: members, handle: (*call).getDisk},
 	{method: get, path: "/v1/apps/{app}/drains", policy: members, handle: (*call).listDrains},
 	{method: post, path: "/v1/apps/{app}/run", policy: members, handle: (*call).runCommand, media: "text/plain"},
 	{method: get, path: "/v1/apps/{app}/config", policy: members, handle: (*call).getConfig},

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/deis/deis/internal/daemon"
+	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/store"
 )
 
@@ -76,13 +77,8 @@ func (s *server) registerDisk(reg prometheus.Registerer) error {
 			usage, err := s.usage(ctx)
 			return usage.Images, err
 		}),
-		daemon.DiskUsage(reg, "logs", func(ctx context.Context) (size int64, err error) {
-			usage, err := s.usage(ctx)
-			for _, app := range usage.Apps {
-				size += app.Logs
-			}
-			return size, err
-		}),
+		daemon.DiskUsage(reg, "logs", s.ofApps(func(app engine.AppUsage) int64 { return app.Logs })),
+		daemon.DiskUsage(reg, "written", s.ofApps(func(app engine.AppUsage) int64 { return app.Written })),
 		daemon.DiskUsage(reg, "database", func(ctx context.Context) (int64, error) {
 			return daemon.DirSize(ctx, filepath.Join(s.cfg.Root, "db"))
 		}),
@@ -91,6 +87,17 @@ func (s *server) registerDisk(reg prometheus.Registerer) error {
 		gauge("deis_disk_free_bytes", "What is free on it.", func(_, free int64) int64 { return free }),
 		gauge("deis_disk_reserve_bytes", "Pushes are refused while less is free.",
 			func(size, _ int64) int64 { return s.reserve(size) }))
+}
+
+// ofApps adds up something that all apps take.
+func (s *server) ofApps(part func(engine.AppUsage) int64) func(context.Context) (int64, error) {
+	return func(ctx context.Context) (size int64, err error) {
+		usage, err := s.usage(ctx)
+		for _, app := range usage.Apps {
+			size += part(app)
+		}
+		return size, err
+	}
 }
 
 const (

@@ -61,8 +61,8 @@ type Engine interface {
 
 	// Run runs a one-off process to its end and returns its exit code. Nothing
 	// of it remains when Run returns, also when ctx ends first; what cannot be removed then goes with
-	// Forget. One-offs that an earlier client of the engine left behind when it died have ended before the
-	// process starts.
+	// the next Run or Forget. One-offs of the app that an earlier client of the engine left behind when it died
+	// have ended before the process starts; it fails where they cannot be ended.
 	Run(ctx context.Context, job Job) (exitCode int, err error)
 
 	// Room says how much memory there is for more instances of an app. It is what the
@@ -176,6 +176,9 @@ type AppUsage struct {
 	// Images is the layers that only images of this app have.
 	Images int64
 	Logs   int64
+	// Written is the files that its instances and one-offs have written, until these are removed. It
+	// may be some minutes old, and 0 while it is not known yet.
+	Written int64
 }
 
 // Check says what healthy means.

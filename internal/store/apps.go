@@ -110,11 +110,14 @@ func (s *Store) ClearCache(ctx context.Context, actor string, app paas.App) erro
 // MarkDeleting is the first step of a deletion: from now on nobody finds the
 // app by its id, and its deletion is carried on after a crash.
 func (s *Store) MarkDeleting(ctx context.Context, actor string, app paas.App) error {
-	act := paas.Activity{User: actor, App: app.UUID, Text: fmt.Sprintf("%s deleted %s", actor, app.ID)}
+	act := paas.Activity{User: actor, App: app.UUID, Text: actor + deleted(app)}
 	return s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
 		return execOne(ctx, tx, "UPDATE apps SET deleting = TRUE WHERE uuid = ? AND NOT deleting", app.UUID)
 	})
 }
+
+// deleted follows a name in the row of activity that begins a deletion.
+func deleted(app paas.App) string { return " deleted " + app.ID }
 
 // DeletingApps lists the apps whose deletion has begun.
 func (s *Store) DeletingApps(ctx context.Context) ([]paas.App, error) {
@@ -122,11 +125,16 @@ func (s *Store) DeletingApps(ctx context.Context) ([]paas.App, error) {
 }
 
 // DeleteApp is the last step: the rows of an app that MarkDeleting marked, with
-// all that hangs from it. It is nil when they are gone.
+// all that hangs from it and what was done to it. Who deleted it stays on record, with what concerns no app. It is nil
+// when they are gone.
 func (s *Store) DeleteApp(ctx context.Context, app paas.App) error {
-	act := paas.Activity{App: app.UUID, Text: "removed " + app.ID}
+	act := paas.Activity{Text: "removed " + app.ID}
 	err := s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
-		return execOne(ctx, tx, "DELETE FROM apps WHERE uuid = ? AND deleting", app.UUID)
+		if err := execOne(ctx, tx, "DELETE FROM apps WHERE uuid = ? AND deleting", app.UUID); err != nil {
+			return err
+		}
+		err := exec(ctx, tx, "UPDATE activity SET app = '' WHERE app = ? AND text = username || ?", app.UUID, deleted(app))
+		return errors.Join(err, exec(ctx, tx, "DELETE FROM activity WHERE app = ?", app.UUID))
 	})
 	if paas.CodeOf(err) == paas.NotFound {
 		return nil
@@ -369,9 +377,10 @@ func (s *Store) CreatePush(ctx context.Context, p *Push) error {
 		}
 		p.UUID = newUUID()
 		p.Created, p.Updated = created()
-		return exec(ctx, tx, `INSERT INTO pushes (uuid, seq, app, owner_id, sha, fingerprint, connection, command, created, updated)
+		err = exec(ctx, tx, `INSERT INTO pushes (uuid, seq, app, owner_id, sha, fingerprint, connection, command, created, updated)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, p.UUID, seq, p.App, owner, p.SHA, p.Fingerprint, p.Connection, p.Command,
 			micros(p.Created), micros(p.Updated))
+		return errors.Join(err, prunePushes(ctx, tx, p.App))
 	})
 }
 

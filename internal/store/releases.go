@@ -148,18 +148,6 @@ func (s *Store) FailRollout(ctx context.Context, id int64, reason string, live [
 	})
 }
 
-// keptRollouts is how many rollouts of an app are on record. Each scaling and restart makes one, maybe by a timer's hand;
-// what was deployed is on record with the releases, which all stay.
-const keptRollouts = 500
-
-// pruneRollouts removes the older ones that have ended, but those that brought up what is live. Their numbers are not
-// given again.
-func pruneRollouts(ctx context.Context, tx *sql.Tx, app string) error {
-	return exec(ctx, tx, `DELETE FROM rollouts WHERE app = ? AND state NOT IN `+unfinished+`
-		AND id <= (SELECT id FROM rollouts WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)
-		AND id NOT IN (SELECT generation FROM live_sets WHERE app = ?)`, app, app, keptRollouts, app)
-}
-
 // Rollouts lists an app's rollouts, newest first.
 func (s *Store) Rollouts(ctx context.Context, app string, p Page) (List[paas.Rollout], error) {
 	return page(ctx, s.reads, p, scanRollout, rolloutColumns, rolloutTables+" WHERE r.app = ?", "r.id DESC", app)

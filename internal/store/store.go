@@ -244,8 +244,12 @@ func (s *Store) mutate(ctx context.Context, a paas.Activity, fn func(tx *sql.Tx,
 		if err != nil {
 			return err
 		}
-		return exec(ctx, tx, "INSERT INTO activity (id, at, username, app, text) VALUES (?, ?, ?, ?, ?)",
+		err = exec(ctx, tx, "INSERT INTO activity (id, at, username, app, text) VALUES (?, ?, ?, ?, ?)",
 			id, now(), a.User, a.App, a.Text)
+		if err != nil {
+			return err
+		}
+		return pruneActivity(ctx, tx, a.App)
 	})
 	if err == nil {
 		s.news.tell(a.App)

@@ -224,7 +224,7 @@ func (c *cli) appInfo(ctx context.Context) error {
 
 // diskText says what an app takes, and may take.
 func diskText(d api.AppDisk) string {
-	text := fmt.Sprintf("images %s, logs %s", api.SizeText(d.Images), api.SizeText(d.Logs))
+	text := fmt.Sprintf("images %s, logs %s, written files %s", api.SizeText(d.Images), api.SizeText(d.Logs), api.SizeText(d.Written))
 	if d.Limit > 0 {
 		text += ", limit " + api.SizeText(d.Limit)
 	}

@@ -141,8 +141,8 @@ func (s *settings) metricsAddr(daemon string) string {
 const shownApps = 3
 
 func diskText(d diskDoc) string {
-	text := fmt.Sprintf("Disk: %s of %s free (pushes need %s)\nImages %s + logs %s = %s", api.SizeText(d.Free), api.SizeText(d.Size),
-		api.SizeText(d.Reserve), api.SizeText(d.Images), api.SizeText(d.Logs), api.SizeText(d.Images+d.Logs))
+	text := fmt.Sprintf("Disk: %s of %s free (pushes need %s)\nImages %s + logs %s + files that instances wrote %s = %s", api.SizeText(d.Free), api.SizeText(d.Size),
+		api.SizeText(d.Reserve), api.SizeText(d.Images), api.SizeText(d.Logs), api.SizeText(d.Written), api.SizeText(d.Images+d.Logs+d.Written))
 	if d.Limit > 0 {
 		text += " of " + api.SizeText(d.Limit)
 	}
@@ -156,7 +156,7 @@ func diskText(d diskDoc) string {
 		text += "; database " + api.SizeText(d.Database)
 	}
 	for i, app := range d.Apps[:min(shownApps, len(d.Apps))] {
-		text += []string{"\nLargest apps: ", ", "}[min(i, 1)] + app.App + " " + api.SizeText(app.Images+app.Logs)
+		text += []string{"\nLargest apps: ", ", "}[min(i, 1)] + app.App + " " + api.SizeText(app.Total())
 	}
 	return text
 }

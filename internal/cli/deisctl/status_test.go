@@ -20,8 +20,8 @@ func TestStatusShowsTheDisk(t *testing.T) {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		fmt.Fprint(w, `{"size":107374182400,"free":53687091200,"reserve":5368709120,"images":3221225472,"logs":1073741824,"limit":10737418240,
-			"apps":[{"app":"shop","images":2147483648,"logs":1073741824}]}`)
+		fmt.Fprint(w, `{"size":107374182400,"free":53687091200,"reserve":5368709120,"images":3221225472,"logs":1073741824,"written":536870912,"limit":10737418240,
+			"apps":[{"app":"shop","images":2147483648,"logs":1073741824,"written":536870912}]}`)
 	}))
 	defer controller.Close()
 	var targets []target
@@ -55,8 +55,8 @@ func TestStatusShowsTheDisk(t *testing.T) {
 	}
 	want := `
 Disk: 50G of 100G free (pushes need 5.0G)
-Images 3.0G + logs 1.0G = 4.0G of 10G; build cache 2.0G of 10G; repositories 5M
-Largest apps: shop 3.0G
+Images 3.0G + logs 1.0G + files that instances wrote 512M = 4.5G of 10G; build cache 2.0G of 10G; repositories 5M
+Largest apps: shop 3.5G
 `
 	if !strings.HasSuffix(out.String(), want) {
 		t.Errorf("status says\n%s\nwant at its end\n%s", out.String(), want)

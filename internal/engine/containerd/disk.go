@@ -83,8 +83,8 @@ func (l *layerSizes) of(ctx context.Context, e *Engine, img images.Image) (map[d
 	return sizes, nil
 }
 
-// Usage implements engine.Engine. Sizes are those of the layers as they are
-// stored; unpacked they take about as much again.
+// Usage implements engine.Engine. Sizes of images are those of the layers as they are
+// stored; unpacked they take about as much again. What was written is up to some minutes old.
 func (e *Engine) Usage(ctx context.Context) (engine.Usage, error) {
 	ctx = e.in(ctx)
 	list, err := e.client.ImageService().List(ctx)
@@ -122,6 +122,11 @@ func (e *Engine) Usage(ctx context.Context) (engine.Usage, error) {
 			a.Images += l.size
 			usage.Apps[l.app] = a
 		}
+	}
+	for app, size := range e.written.of(ctx, e) {
+		a := usage.Apps[app]
+		a.Written = size
+		usage.Apps[app] = a
 	}
 	return usage, e.logUsage(usage.Apps)
 }

@@ -95,21 +95,20 @@ type Engine struct {
 	network *hostnet.Network
 	metrics *metrics
 	images  imageCache
-	// layerSizes is for Usage.
+	// layerSizes and written are for Usage.
 	layerSizes layerSizes
+	written    writtenSizes
 	sets       locks
 	watch      watchers
 	// logWatch is for those who follow logs.
 	logWatch logWatch
-	// swept is closed, by sweptOnce, when no one-off of an earlier process is left.
-	swept     chan struct{}
-	sweptOnce func()
 	// creating bounds how many instances are created at once: more only wait for each other.
 	creating chan struct{}
 
 	mu    sync.Mutex
 	notes map[string]*note // by container id
 
+	life context.Context // of the engine's own work
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
@@ -135,7 +134,6 @@ func New(opts Options) (*Engine, error) {
 		opts:     opts,
 		ns:       cmp.Or(opts.Namespace, "deis-"+opts.PlatformID),
 		notes:    map[string]*note{},
-		swept:    make(chan struct{}),
 		creating: make(chan struct{}, 2*runtime.NumCPU()),
 		metrics:  newMetrics(),
 	}
@@ -149,9 +147,8 @@ func New(opts Options) (*Engine, error) {
 		stop()
 		return nil, fmt.Errorf("containerd engine: %w", err)
 	}
-	e.stop = stop
+	e.life, e.stop = ctx, stop
 	e.done.Go(func() { e.network.Keep(ctx, opts.Log) })
-	e.sweptOnce = sync.OnceFunc(func() { close(e.swept) })
 	e.done.Go(func() { e.follow(e.in(ctx)) })
 	e.done.Go(func() { e.tidy(e.in(ctx)) })
 	return e, nil
@@ -364,7 +361,7 @@ func newMetrics() *metrics {
 		}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "deis_engine_instance_ends_total",
-			Help: "Instances whose process ended though nobody stopped it: by itself (exit), by the memory limit (oom).",
+			Help: "Instances whose process ended though nobody stopped it: by itself (exit), killed for want of memory (oom).",
 		}, []string{"how"}),
 	}
 	for _, how := range []string{"exit", "oom"} { // what is zero and not missing can be seen to begin

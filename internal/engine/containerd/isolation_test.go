@@ -34,13 +34,14 @@ func listen(t *testing.T) (port uint16) {
 }
 
 // ask asks for /ok from an instance of app A. Busybox's wget is no good for that: linked statically, it may crash.
-func (b *bench) ask(addr string) string {
+// Whoever does not answer within a time is not reached.
+func (b *bench) ask(addr string, within time.Duration) string {
 	b.t.Helper()
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	script := fmt.Sprintf(`printf 'GET /ok HTTP/1.0\r\n\r\n' | nc -w 2 %s %s 2>&1; true`, host, port)
+	script := fmt.Sprintf(`printf 'GET /ok HTTP/1.0\r\n\r\n' | nc -w %d %s %s 2>&1; true`, int(within.Seconds()), host, port)
 	return b.output(b.spec(appA, "", 1, []string{"/bin/sh", "-c", script}).Process)
 }
 
@@ -71,13 +72,13 @@ func TestReach(t *testing.T) {
 		{"an instance of another app", neighbour, false},
 		{"the cloud's metadata", "169.254.169.254:80", false},
 	} {
-		began := time.Now()
-		out := b.ask(c.addr)
+		within := 2 * time.Second // what is dropped is never answered
+		if c.want {
+			within = time.Minute
+		}
+		out := b.ask(c.addr, within)
 		if strings.Contains(out, "reached\n") != c.want || strings.Contains(out, "ok\n") {
 			t.Errorf("%s at %s: %q, want it reached: %t", c.what, c.addr, out, c.want)
-		}
-		if took := time.Since(began); c.want && took > 2*time.Second {
-			t.Errorf("%s: took %v", c.what, took)
 		}
 	}
 	b.clean()
@@ -174,7 +175,7 @@ func TestNeighbours(t *testing.T) {
 		}
 		return engine.Instance{}
 	}
-	watch(20*time.Second, func() bool { return state("hog").State == paas.StateCrashed })
+	watch(time.Minute, func() bool { return state("hog").State == paas.StateCrashed })
 	if got := state("hog"); !strings.HasPrefix(got.Reason, "killed, because it used more memory than its limit") {
 		t.Errorf("the hog: %+v", got)
 	}

@@ -21,6 +21,7 @@ import (
 	ctd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -30,6 +31,7 @@ import (
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/deis/deis/internal/engine"
@@ -43,6 +45,14 @@ const (
 	// diskFactor is how much disk an image takes at least, compared with the download: the
 	// layers are kept as they came, and unpacked.
 	diskFactor = 2
+	// diskReserve is which part of the disk a pull leaves free, one in so many, as builds do: below it, apps and the database
+	// are at stake.
+	diskReserve = 50
+	// diskTick is how often the disk is looked at during a pull, which may unpack to any size: a disk of
+	// 10 GB has a reserve of 200 MB, and takes longer to write them.
+	diskTick = 100 * time.Millisecond
+	// pullLease is how long what a pull has fetched is kept that nobody ended: as long as the client's own leases are.
+	pullLease = 24 * time.Hour
 
 	dockerHub = "docker.io"
 	// dockerHubHost serves what is called docker.io in references.
@@ -69,10 +79,14 @@ func (e *Engine) pull(ctx context.Context, app string, ref reference.Named, auth
 	transport := e.registryTransport(p.registry)
 	defer transport.CloseIdleConnections()
 	began := time.Now()
-	got, err := e.client.Pull(quiet(ctx), ref.String(),
-		ctd.WithResolver(&appResolver{p.resolver(transport), ref.String(), app}),
-		ctd.WithImageHandlerWrapper(p.inspect),
-		ctd.WithPullUnpack, ctd.WithPullSnapshotter(snapshotter))
+	var got ctd.Image
+	err := p.guarded(ctx, func(ctx context.Context) (err error) {
+		got, err = e.client.Pull(quiet(ctx), ref.String(),
+			ctd.WithResolver(&appResolver{p.resolver(transport), ref.String(), app}),
+			ctd.WithImageHandlerWrapper(p.inspect),
+			ctd.WithPullUnpack, ctd.WithPullSnapshotter(snapshotter))
+		return err
+	})
 	if err != nil {
 		if ctx.Err() != nil {
 			return images.Image{}, ctx.Err()
@@ -81,6 +95,49 @@ func (e *Engine) pull(ctx context.Context, app string, ref reference.Named, auth
 	}
 	say(fmt.Sprintf("Pulled %s in %s", reference.FamiliarString(ref), time.Since(began).Round(100*time.Millisecond)))
 	return got.Metadata(), nil
+}
+
+// guarded calls f, and ends it when the disk has nothing to spare any more. What f leaves where it fails goes at once.
+func (p *pull) guarded(ctx context.Context, f func(context.Context) error) error {
+	// The client's own lease would outlive a context that has ended.
+	service := p.e.client.LeasesService()
+	lease, err := service.Create(ctx, leases.WithRandomID(), leases.WithExpiration(pullLease))
+	if err != nil {
+		return wrap(err, "lease an image")
+	}
+	group, leased := errgroup.WithContext(leases.WithLease(ctx, lease.ID))
+	ended := make(chan struct{})
+	group.Go(func() error {
+		defer close(ended)
+		return f(leased)
+	})
+	group.Go(func() error { return p.watchDisk(ended) })
+	err = group.Wait()
+	var how []leases.DeleteOpt
+	if err != nil {
+		how = append(how, leases.SynchronousDelete)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	_ = service.Delete(ctx, lease, how...) // it expires by itself
+	return err
+}
+
+// watchDisk returns an error when the disk has nothing to spare, or nil when the pull has ended.
+func (p *pull) watchDisk(ended <-chan struct{}) error {
+	tick := time.NewTicker(diskTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return nil
+		case <-tick.C:
+		}
+		if spare, known := p.e.spare(); known && spare < 0 {
+			return paas.Errorf(paas.Unavailable, "%s does not fit on the platform's disk: unpacked it is larger than what is free. "+
+				"Make the image smaller, or ask the platform's operator for room.", p.name())
+		}
+	}
 }
 
 // quiet keeps containerd's client from writing to our log: its lines may have addresses with signatures in them.
@@ -184,9 +241,9 @@ func (p *pull) announce(children []ocispec.Descriptor) error {
 			total += layer.Size
 		}
 	}
-	if free, known := p.e.freeDisk(); known && total > free/diskFactor {
-		return p.give("%s does not fit on the platform's disk: it takes at least %s, and %s are free. Make the image smaller, or ask the platform's operator for room.",
-			p.name(), size(diskFactor*total), size(free))
+	if spare, known := p.e.spare(); known && total > spare/diskFactor {
+		return p.give("%s does not fit on the platform's disk: it takes at least %s, and %s may be used. Make the image smaller, or ask the platform's operator for room.",
+			p.name(), size(diskFactor*total), size(max(spare, 0)))
 	}
 	p.say(fmt.Sprintf("Pulling %s (%s)", p.name(), size(total)))
 	return nil
@@ -195,13 +252,14 @@ func (p *pull) announce(children []ocispec.Descriptor) error {
 // name is how people write the reference.
 func (p *pull) name() string { return reference.FamiliarString(p.ref) }
 
-// freeDisk is known where containerd's data is below the platform's own directory.
-func (e *Engine) freeDisk() (int64, bool) {
+// spare is what may be written to the disk, in bytes: what is free but for the reserve. It is known where containerd's
+// data is below the platform's own directory.
+func (e *Engine) spare() (int64, bool) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(filepath.Join(e.opts.Root, "containerd"), &st); err != nil {
 		return 0, false
 	}
-	return int64(st.Bavail) * st.Bsize, true
+	return (int64(st.Bavail) - int64(st.Blocks)/diskReserve) * st.Bsize, true
 }
 
 // offers lists the platforms of an index, nil if it cannot be read.

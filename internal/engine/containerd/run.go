@@ -26,9 +26,6 @@ const (
 	// jobGrace is the time between TERM and KILL for a one-off whose caller is
 	// gone and who waits for it to go.
 	jobGrace = time.Second
-	// sweepWait bounds how long a one-off waits for the remnants of an earlier process to go: a connection and
-	// the removal of some containers.
-	sweepWait = connectWait + cleanupTime
 	// exitNotStarted is the shells' exit code for a command that cannot be run.
 	exitNotStarted = 127
 )
@@ -38,7 +35,7 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 	if err := checkApp(job.App); err != nil {
 		return 0, err
 	}
-	if err := e.awaitSweep(ctx); err != nil {
+	if err := e.endRemnants(ctx, job.App); err != nil {
 		return 0, err
 	}
 	img, err := e.image(e.in(ctx), job.App, job.Process)
@@ -50,7 +47,7 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 		AppID: job.Process.AppID, Version: job.Process.Version,
 	}
 	defer func() {
-		if err := e.discardJob(ctx, r); err != nil { // Forget, or the next start of this program, removes it
+		if err := e.discardJob(ctx, r); err != nil { // the app's next one-off, Forget, or the next start of this program removes it
 			e.opts.Log.Warn("a one-off cannot be removed", "app", job.App, "error", err.Error())
 		}
 	}()
@@ -88,16 +85,16 @@ func (e *Engine) keepOutput(job *engine.Job) (kept func(), err error) {
 	}, nil
 }
 
-// awaitSweep waits until what an earlier process left behind is gone: two of
+// endRemnants removes what an earlier process left behind of an app's one-offs: two of
 // its kind must not run at once, where the first was killed.
-func (e *Engine) awaitSweep(ctx context.Context) error {
-	select {
-	case <-e.swept:
-		return nil
-	case <-time.After(sweepWait):
-		return paas.Errorf(paas.Unavailable, "the container engine does not answer, please try again")
-	case <-ctx.Done():
-		return ctx.Err()
+func (e *Engine) endRemnants(ctx context.Context, app string) error {
+	err := again(e.in(ctx), func(ctx context.Context) error { return e.sweepJobs(ctx, app) })
+	if err == nil || ctx.Err() != nil || paas.CodeOf(err) != paas.Internal {
+		return err
+	}
+	return &paas.Error{
+		Code: paas.Unavailable, Err: err,
+		Message: "an earlier one-off process of this app cannot be removed yet. Please try again; if it stays so, the platform's operator finds why in 'deisctl logs controller'",
 	}
 }
 

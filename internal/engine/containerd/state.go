@@ -317,16 +317,34 @@ func (e *Engine) reasonOf(n *note, id string, code uint32) string {
 	return n.ended
 }
 
+// exitKilled is the exit code of a process that a KILL ended, or of a shell whose last command one did.
+const exitKilled = 128 + uint32(syscall.SIGKILL)
+
 // endReason says in words why a process ended. The control group is there
 // until the task is deleted, so that it can be asked at any time later.
 func (e *Engine) endReason(id string, code uint32) string {
 	reason := exitText(code)
-	if e.oomKilled(id) {
+	killed := e.oomKilled(id)
+	if killed && code == exitKilled {
 		e.metrics.ends.WithLabelValues("oom").Inc()
-		return "killed, because it used more memory than its limit; " + reason
+		return "killed, because " + e.memoryText(id) + "; " + reason
 	}
 	e.metrics.ends.WithLabelValues("exit").Inc()
+	if killed { // maybe long ago: a server starts its workers again
+		reason += "; before that a process of it was killed, because " + e.memoryText(id)
+	}
 	return reason
+}
+
+// memoryText says what memory was too little. A limit beyond what the machine has is none.
+func (e *Engine) memoryText(id string) string {
+	text, _ := os.ReadFile("/proc/meminfo") // without it, no limit
+	for _, g := range groups(e.cgroup(id)) {
+		if limit, ok := number(g.limit); ok && limit < field(string(text), "MemTotal:")<<10 {
+			return "it used more memory than its limit"
+		}
+	}
+	return "the machine had no memory left"
 }
 
 func exitText(code uint32) string {
@@ -339,7 +357,7 @@ func exitText(code uint32) string {
 	return text
 }
 
-// oomKilled reports whether the memory limit killed a process of the container.
+// oomKilled reports whether a process of the container was ever killed for want of memory, its own or the machine's.
 func (e *Engine) oomKilled(id string) bool {
 	for _, path := range []string{
 		"/sys/fs/cgroup" + e.cgroup(id) + "/memory.events",             // version 2

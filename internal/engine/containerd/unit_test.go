@@ -3,6 +3,7 @@ package containerd
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -200,5 +201,23 @@ func TestJudgesTasks(t *testing.T) {
 	delete(e.notes, r.ID)
 	if e.instance(r, nil, false); len(e.notes) > 0 {
 		t.Error("a look at what is gone leaves a note")
+	}
+}
+
+// TestMemoryText: who has no limit did not exceed it.
+func TestMemoryText(t *testing.T) {
+	const path = "/sys/fs/cgroup"
+	group := filepath.Join(path, "memory") // version 1
+	if _, err := os.Stat(filepath.Join(path, "cgroup.controllers")); err == nil {
+		group = path
+	}
+	e := &Engine{opts: Options{PlatformID: "t" + newID()[:7]}}
+	dir := group + e.cgroup("x")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(dir); os.Remove(filepath.Dir(dir)) })
+	if got, want := e.memoryText("x"), "the machine had no memory left"; got != want {
+		t.Errorf("without a limit: %q, want %q", got, want)
 	}
 }

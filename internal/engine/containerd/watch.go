@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/typeurl/v2"
 
+	"github.com/deis/deis/internal/engine"
 	"github.com/deis/deis/internal/hostnet"
 )
 
@@ -221,8 +222,8 @@ func (e *Engine) tidy(ctx context.Context) {
 	}
 }
 
-// sweep removes what a crash left of containers that have no record, and jobs
-// whose caller is no more; once these are gone, swept is closed. Things are listed before the records are, so that what
+// sweep removes what a crash left of containers that have no record, and one-offs
+// whose caller is no more. Things are listed before the records are, so that what
 // is being made at the same time is not taken for a remnant.
 func (e *Engine) sweep(ctx context.Context) error {
 	found := map[string]bool{}
@@ -258,7 +259,6 @@ func (e *Engine) sweep(ctx context.Context) error {
 	for id := range e.notes {
 		delete(found, id)
 	}
-	jobs = slices.DeleteFunc(jobs, func(r record) bool { return e.notes[r.ID] != nil })
 	e.mu.Unlock()
 	instances, err := e.records(ctx, "", kindInstance)
 	if err != nil {
@@ -268,18 +268,46 @@ func (e *Engine) sweep(ctx context.Context) error {
 		delete(found, r.ID)
 	}
 	maps.DeleteFunc(found, func(id string, _ bool) bool { return !validID.MatchString(id) })
-	errs := []error{e.removeAll(ctx, jobs, 0)}
-	if errs[0] == nil {
-		e.sweptOnce()
+	apps := map[string]bool{}
+	for _, r := range jobs {
+		apps[r.App] = true
+	}
+	var errs []error
+	for app := range apps {
+		errs = append(errs, e.sweepJobs(ctx, app))
 	}
 	for id := range found {
 		errs = append(errs, e.sweepOne(ctx, id))
 	}
 	err = errors.Join(errs...)
-	if n := len(found) + len(jobs); n > 0 && err == nil {
+	if n := len(found); n > 0 && err == nil {
 		e.opts.Log.Info("removed remnants of containers", "count", n)
 	}
 	return err
+}
+
+// sweepJobs removes the one-offs of an app that this process knows nothing of: their caller is no more.
+func (e *Engine) sweepJobs(ctx context.Context, app string) error {
+	unlock, err := e.sets.lock(ctx, engine.SetKey{App: app}) // no set has this key
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	jobs, err := e.records(ctx, app, kindJob)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	jobs = slices.DeleteFunc(jobs, func(r record) bool { return e.notes[r.ID] != nil })
+	e.mu.Unlock()
+	if len(jobs) == 0 {
+		return nil
+	}
+	if err := e.removeAll(ctx, jobs, 0); err != nil {
+		return wrap(err, "remove one-offs of app %s", app)
+	}
+	e.opts.Log.Info("removed one-offs that nobody waits for", "app", app, "count", len(jobs))
+	return nil
 }
 
 func (e *Engine) sweepOne(ctx context.Context, id string) error {

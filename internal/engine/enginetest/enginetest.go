@@ -14,7 +14,7 @@ import (
 )
 
 // defaultWait is long enough for a container on a busy machine.
-const defaultWait = 15 * time.Second
+const defaultWait = time.Minute
 
 // poll is the time between two looks at what must happen soon.
 const poll = 10 * time.Millisecond

@@ -106,10 +106,10 @@ func (s *suite) probeServing() {
 	s.apply(s.set("web", 1, s.fix.Serve))
 	inst := s.only()
 	s.soon("the port is open", func() bool { return s.Probe(s.ctx, inst, engine.Check{Timeout: time.Second}) == nil })
-	if err := s.Probe(s.ctx, inst, engine.Check{Path: "/ok", Timeout: time.Second}); err != nil {
+	if err := s.Probe(s.ctx, inst, engine.Check{Path: "/ok", Timeout: s.fix.Wait}); err != nil {
 		s.Errorf("GET /ok: %v", err)
 	}
-	err := s.Probe(s.ctx, inst, engine.Check{Path: "/missing", Timeout: time.Second})
+	err := s.Probe(s.ctx, inst, engine.Check{Path: "/missing", Timeout: s.fix.Wait})
 	if err == nil || !strings.Contains(err.Error(), "404") {
 		s.Errorf("GET /missing: error %v, want one that names 404", err)
 	}
@@ -134,7 +134,7 @@ func (s *suite) probeNotListening() {
 		if inst.Type != "worker" {
 			continue
 		}
-		if err := s.Probe(s.ctx, inst, engine.Check{Timeout: time.Second}); err != nil {
+		if err := s.Probe(s.ctx, inst, engine.Check{Timeout: s.fix.Wait}); err != nil {
 			s.Errorf("a running worker: %v", err)
 		}
 	}

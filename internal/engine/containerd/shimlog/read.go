@@ -3,8 +3,10 @@ package shimlog
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,7 +22,8 @@ const (
 	// readBlock is the unit of reading backwards.
 	readBlock = 64 << 10
 	// moreSize bounds the memory of one More; it holds any line.
-	moreSize = 1 << 20
+	moreSize    = 1 << 20
+	missingText = "lines are missing here, because they were written faster than they could be read"
 )
 
 // parse reads a line without its newline. It is false for what is no line of a
@@ -134,11 +137,8 @@ func (p *Past) turn() (bool, error) {
 	if p.older {
 		return false, nil
 	}
-	before, err := os.Open(p.path + oldSuffix)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
+	before, err := openIfThere(p.path + oldSuffix)
+	if before == nil || err != nil {
 		return false, err
 	}
 	if same(before, p.file) { // turned over since Open
@@ -160,7 +160,8 @@ func (p *Past) Close() {
 }
 
 // More returns lines that were appended since, at most some: ask again until
-// there are none. It is io.EOF when the log was removed and all was read.
+// there are none. Where the log was turned over more often than its predecessor holds, a line of the platform's
+// own says so. It is io.EOF when the log was removed and all was read.
 func (r *Reader) More() ([]Line, error) {
 	if lines, err := r.next(); len(lines) > 0 || err != nil {
 		return lines, err
@@ -169,27 +170,81 @@ func (r *Reader) More() ([]Line, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	own, ownErr := r.file.Stat()
-	if ownErr != nil {
-		return nil, ownErr
+	own, err := r.file.Stat()
+	if err != nil {
+		return nil, err
 	}
-	if err == nil && os.SameFile(now, own) {
+	if os.SameFile(now, own) {
 		return nil, nil
 	}
 	// Turned over or removed: first what came between the last look and that.
 	if lines, err := r.next(); len(lines) > 0 || err != nil {
 		return lines, err
 	}
-	fresh, err := os.Open(r.path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, io.EOF
-	}
-	if err != nil {
+	following, err := r.following(own)
+	if following == nil || err != nil {
 		return nil, err
 	}
+	before := predecessor(following)
 	r.file.Close()
-	r.file, r.off = fresh, 0
-	return r.next()
+	r.file, r.off = following, 0
+	lines, err := r.next()
+	if before != 0 && before != inode(own) && err == nil {
+		lines = slices.Insert(lines, 0, Line{Time: firstTime(lines), Stderr: true, Text: notePrefix + missingText})
+	}
+	return lines, err
+}
+
+// following opens the oldest file that is there and younger than ours. It is nil while there will be one, and
+// io.EOF when the log was removed.
+func (r *Reader) following(own os.FileInfo) (*os.File, error) {
+	for {
+		old, err := os.Stat(r.path + oldSuffix)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		name, isOurs := r.path, os.SameFile(old, own)
+		if old != nil && !isOurs && predecessor(r.file) != inode(old) {
+			name += oldSuffix
+		}
+		f, err := openIfThere(name)
+		if err != nil {
+			return nil, err
+		}
+		if again, _ := os.Stat(r.path + oldSuffix); old != nil && !os.SameFile(again, old) || old == nil && again != nil {
+			if f != nil {
+				f.Close()
+			}
+			continue // turned over in between
+		}
+		if f == nil && !isOurs {
+			return nil, io.EOF
+		}
+		return f, nil
+	}
+}
+
+// openIfThere is nil if there is no such file.
+func openIfThere(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
+// predecessor is the inode number of the file that a file says it follows, 0 if it says nothing.
+func predecessor(f io.ReaderAt) (number uint64) {
+	_, _ = fmt.Fscanf(io.NewSectionReader(f, 0, readBlock), followsLine, &number)
+	return number
+}
+
+// firstTime is that of the first line, or now.
+func firstTime(lines []Line) time.Time {
+	if len(lines) > 0 {
+		return lines[0].Time
+	}
+	return time.Now().UTC()
 }
 
 func (r *Reader) next() ([]Line, error) {

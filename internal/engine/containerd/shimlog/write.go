@@ -5,7 +5,9 @@
 //
 //	2006-01-02T15:04:05.000000000Z o text
 //
-// with the time in UTC at which it was read, and o or e for stdout or stderr.
+// with the time in UTC at which it was read, and o or e for stdout or stderr. A file
+// that has a predecessor begins with "follows" and its inode number, so that who reads along knows when
+// files were dropped that it has not seen.
 package shimlog
 
 import (
@@ -16,6 +18,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -38,7 +41,8 @@ const (
 	// head is the length of time, stream and the spaces around.
 	head = len(timeLayout) + 3
 
-	oldSuffix = ".1"
+	oldSuffix   = ".1"
+	followsLine = "follows %d\n"
 )
 
 const (
@@ -219,8 +223,16 @@ func (w *writer) open() error {
 		return err
 	}
 	w.file, w.size = f, st.Size()
+	if before, err := os.Stat(w.path + oldSuffix); err == nil && w.size == 0 {
+		n, err := fmt.Fprintf(f, followsLine, inode(before))
+		w.size, w.torn = int64(n), err != nil && n > 0
+		return err
+	}
 	return nil
 }
+
+// inode is a file's number, which it shares with no other as long as somebody has it open.
+func inode(file os.FileInfo) uint64 { return file.Sys().(*syscall.Stat_t).Ino }
 
 func (w *writer) close() {
 	if w.file != nil {
