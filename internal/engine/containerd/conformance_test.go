@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,53 +88,64 @@ func (b *bench) open() {
 // leftovers lists what is there of an app, or (app "") of all that is no more.
 func (b *bench) leftovers(app string) (found []string) {
 	ctx := namespaces.WithNamespace(context.Background(), b.ns)
-	known := map[string]string{}
-	for _, kind := range []string{kindInstance, kindJob} {
-		list, err := b.records(ctx, "", kind)
+	type thing struct{ what, id string }
+	var things []thing
+	add := func(what string, ids []string, err error) {
+		for _, id := range ids {
+			things = append(things, thing{what, id})
+		}
 		if err != nil {
-			return []string{err.Error()}
-		}
-		for _, r := range list {
-			known[r.ID] = r.App
-			if r.App == app {
-				found = append(found, "container "+r.ID)
-			}
+			found = append(found, err.Error())
 		}
 	}
-	b.mu.Lock()
-	for id, n := range b.notes { // what other tests are making right now
-		known[id] = n.app
-	}
-	b.mu.Unlock()
-	note := func(what, id string) {
-		if _, ok := known[id]; !ok && validID.MatchString(id) {
-			found = append(found, what+" "+id)
+	// Other tests make and remove instances right now: what is known before or after is theirs.
+	known := b.known(ctx)
+	for id, of := range known {
+		if of == app && app != "" {
+			found = append(found, "container "+id)
 		}
 	}
 	for what, dir := range map[string]string{"directory": b.instancesDir(), "namespace": b.netnsDir()} {
 		entries, err := os.ReadDir(dir)
-		if err != nil {
-			found = append(found, err.Error())
-		}
 		for _, entry := range entries {
-			note(what, entry.Name())
+			add(what, []string{entry.Name()}, nil)
 		}
+		add(what, nil, err)
 	}
 	members, err := b.network.Members()
-	if err != nil {
-		found = append(found, err.Error())
-	}
-	for _, id := range members {
-		note("address of", id)
-	}
-	err = b.client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		note("snapshot", info.Name)
+	add("address of", members, err)
+	add("snapshot", nil, b.client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		add("snapshot", []string{info.Name}, nil)
 		return nil
-	})
-	if err != nil {
-		found = append(found, err.Error())
+	}))
+	maps.Copy(known, b.known(ctx))
+	for _, t := range things {
+		if _, ok := known[t.id]; !ok && validID.MatchString(t.id) {
+			found = append(found, t.what+" "+t.id)
+		}
 	}
 	return found
+}
+
+// known are the containers that there are or are being made, with their apps.
+func (b *bench) known(ctx context.Context) map[string]string {
+	b.t.Helper()
+	known := map[string]string{}
+	for _, kind := range []string{kindInstance, kindJob} {
+		list, err := b.records(ctx, "", kind)
+		if err != nil {
+			b.t.Error(err)
+		}
+		for _, r := range list {
+			known[r.ID] = r.App
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, n := range b.notes {
+		known[id] = n.app
+	}
+	return known
 }
 
 // logProgram is the path of deis-shimlog, made once for all tests.

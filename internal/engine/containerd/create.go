@@ -50,7 +50,7 @@ func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num
 		err = e.setFailed(ctx, r.ID, made.failed)
 	}
 	if err != nil {
-		return errors.Join(err, e.discard(ctx, r))
+		return errors.Join(err, e.discard(ctx, r, 0))
 	}
 	e.setBusy(r.ID, r.App, "")
 	e.watch.notify(r.App)
@@ -58,11 +58,19 @@ func (e *Engine) start(ctx context.Context, img *image, spec engine.SetSpec, num
 	return nil
 }
 
-// discard removes what is there of a container that shall not be, at once.
-func (e *Engine) discard(ctx context.Context, r record) error {
-	ctx, cancel := cleanup(ctx)
+// discard removes what is there of a container that shall not be. What it cannot remove, maybe because containerd is away, tidy
+// finds.
+func (e *Engine) discard(ctx context.Context, r record, grace time.Duration) error {
+	ctx, cancel := cleanup(e.in(ctx))
 	defer cancel()
-	return e.removeAll(ctx, []record{r}, 0)
+	err := again(ctx, func(ctx context.Context) error { return e.removeAll(ctx, []record{r}, grace) })
+	if err != nil {
+		select {
+		case e.untidy <- struct{}{}:
+		default: // it will look anyway
+		}
+	}
+	return err
 }
 
 // created is a container that is ready to start.
@@ -162,14 +170,27 @@ func (e *Engine) prepare(ctx context.Context, img *image, id string) error {
 		"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339),
 		labelKind:               kindInstance,
 	})
-	sn := e.client.SnapshotService(snapshotter)
-	_, err := sn.Prepare(ctx, id, img.chainID, root)
+	err := e.makeSnapshot(ctx, id, img.chainID, root)
 	if errdefs.IsNotFound(err) {
 		if err = e.unpack(ctx, img); err == nil {
-			_, err = sn.Prepare(ctx, id, img.chainID, root)
+			err = e.makeSnapshot(ctx, id, img.chainID, root)
 		}
 	}
 	return wrap(err, "create snapshot of %s", img.name)
+}
+
+// makeSnapshot makes one at a time, and tries again where its directory is there already. A containerd that is killed between making
+// the directory and writing that down gives the number again when it is back; it fails then and removes the directory, no matter
+// whether somebody else has made a snapshot of that number meanwhile.
+func (e *Engine) makeSnapshot(ctx context.Context, id, parent string, opts ...snapshots.Opt) error {
+	e.preparing.Lock()
+	defer e.preparing.Unlock()
+	sn := e.client.SnapshotService(snapshotter)
+	_, err := sn.Prepare(ctx, id, parent, opts...)
+	if err != nil && strings.Contains(err.Error(), "failed to rename") && strings.Contains(err.Error(), "file exists") {
+		_, err = sn.Prepare(ctx, id, parent, opts...)
+	}
+	return err
 }
 
 func (e *Engine) setFailed(ctx context.Context, id, reason string) error {

@@ -99,7 +99,10 @@ type Engine struct {
 	layerSizes layerSizes
 	written    writtenSizes
 	sets       locks
-	watch      watchers
+	preparing  sync.Mutex // for makeSnapshot
+	// untidy has something when tidy has to look.
+	untidy chan struct{}
+	watch  watchers
 	// logWatch is for those who follow logs.
 	logWatch logWatch
 	// creating bounds how many instances are created at once: more only wait for each other.
@@ -134,6 +137,7 @@ func New(opts Options) (*Engine, error) {
 		opts:     opts,
 		ns:       cmp.Or(opts.Namespace, "deis-"+opts.PlatformID),
 		notes:    map[string]*note{},
+		untidy:   make(chan struct{}, 1),
 		creating: make(chan struct{}, 2*runtime.NumCPU()),
 		metrics:  newMetrics(),
 	}

@@ -140,8 +140,7 @@ func TestConfinement(t *testing.T) {
 
 // TestNeighbours: whatever an instance does, those beside it serve on. How fast is not asserted: with the same base image they
 // want locks of the kernel that one of the bomb's processes may hold while all others have their turn.
-func TestNeighbours(t *testing.T) {
-	t.Parallel()
+func TestNeighbours(t *testing.T) { // not in parallel: other tests would be neighbours too
 	b := newDaemonAndBench(t)
 	b.apply(b.spec(appB, "web", 1, serveCmd))
 	spec := b.spec(appA, "web", 1, serveCmd)

@@ -421,7 +421,7 @@ func TestPullPlatforms(t *testing.T) {
 
 // TestRegistrySilence: a server that sends nothing is given up, a slow one is not.
 func TestRegistrySilence(t *testing.T) {
-	const silence = 200 * time.Millisecond
+	const silence = 2 * time.Second
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/slow":

@@ -47,7 +47,7 @@ func (e *Engine) Run(ctx context.Context, job engine.Job) (exitCode int, err err
 		AppID: job.Process.AppID, Version: job.Process.Version,
 	}
 	defer func() {
-		if err := e.discardJob(ctx, r); err != nil { // the app's next one-off, Forget, or the next start of this program removes it
+		if err := e.discard(ctx, r, jobGrace); err != nil {
 			e.opts.Log.Warn("a one-off cannot be removed", "app", job.App, "error", err.Error())
 		}
 	}()
@@ -96,12 +96,6 @@ func (e *Engine) endRemnants(ctx context.Context, app string) error {
 		Code: paas.Unavailable, Err: err,
 		Message: "an earlier one-off process of this app cannot be removed yet. Please try again; if it stays so, the platform's operator finds why in 'deisctl logs controller'",
 	}
-}
-
-func (e *Engine) discardJob(ctx context.Context, r record) error {
-	ctx, cancel := cleanup(e.in(ctx))
-	defer cancel()
-	return again(ctx, func(ctx context.Context) error { return e.removeAll(ctx, []record{r}, jobGrace) })
 }
 
 func (e *Engine) runJob(ctx context.Context, img *image, r record, job engine.Job) (int, error) {

@@ -205,8 +205,19 @@ func (e *Engine) heard(ctx context.Context, env *events.Envelope) {
 	}
 }
 
-// tidy sweeps until nothing of an earlier process is left. What cannot be removed is tried again less and less often.
+// tidy sweeps when the engine begins and whenever something could not be removed, until nothing is left.
 func (e *Engine) tidy(ctx context.Context) {
+	for ctx.Err() == nil {
+		e.sweepAll(ctx)
+		select {
+		case <-e.untidy:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// sweepAll sweeps until nothing is left. What cannot be removed is tried again less and less often.
+func (e *Engine) sweepAll(ctx context.Context) {
 	for pause := retryPause; ctx.Err() == nil; pause = min(2*pause, sweepPause) {
 		err := e.sweep(ctx)
 		if err == nil {

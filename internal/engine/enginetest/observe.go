@@ -258,13 +258,15 @@ func (s *suite) logQueries(spec engine.SetSpec) {
 func (s *suite) wantLines(lines []engine.LogLine) {
 	s.Helper()
 	var stdout []string
-	for i, l := range lines {
+	last := map[bool]time.Time{} // of each stream: which of two came first is not known
+	for _, l := range lines {
 		if l.Type != "worker" || l.Num != 1 || l.Generation != 1 {
 			s.Errorf("line %q is of %s.%d generation %d", l.Text, l.Type, l.Num, l.Generation)
 		}
-		if l.Time.IsZero() || i > 0 && l.Time.Before(lines[i-1].Time) {
+		if l.Time.IsZero() || l.Time.Before(last[l.Stderr]) {
 			s.Errorf("line %q has time %s, before its predecessor's", l.Text, l.Time)
 		}
+		last[l.Stderr] = l.Time
 		if !l.Stderr {
 			stdout = append(stdout, l.Text)
 		} else if l.Text != "oops" {

@@ -33,9 +33,6 @@ const (
 	// batchSize and queueLength bound what waits for the disk, 1 MiB in all.
 	batchSize   = 128 << 10
 	queueLength = 8
-	// stallTime is how long the instance may be held up by a disk that is slow,
-	// once; after that lines are dropped until the disk has caught up.
-	stallTime = 100 * time.Millisecond
 
 	timeLayout = "2006-01-02T15:04:05.000000000Z"
 	// head is the length of time, stream and the spaces around.
@@ -44,6 +41,10 @@ const (
 	oldSuffix   = ".1"
 	followsLine = "follows %d\n"
 )
+
+// stallTime is how long the instance may be held up by a disk that is slow,
+// once; after that lines are dropped until the disk has caught up. Tests of other things have more.
+var stallTime = 100 * time.Millisecond
 
 const (
 	streamOut = 'o'
