@@ -43,11 +43,15 @@ func TestBuildpacks(t *testing.T) {
 		{"static", testStatic},
 		{"go/example", testGoExample},
 		{"go/programs", testGoPrograms},
+		{"go/workspace", testGoWorkspace},
 		{"go/failures", testGoFailures},
 		{"nodejs/example", testNodeExample},
 		{"nodejs/build", testNodeBuild},
 		{"nodejs/yarn", testNodeYarn},
 		{"nodejs/pnpm", testNodePnpm},
+		{"nodejs/versions", testNodeVersions},
+		{"nodejs/ruby", testNodeForRuby},
+		{"nodejs/python", testNodeForPython},
 		{"nodejs/failures", testNodeFailures},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -208,6 +212,10 @@ func testStatic(t *testing.T, b *buildpackRun) {
 	if got := b.web(); !slices.Equal(got[1:], []string{"-root", "site", "-route", "/**=index.html"}) {
 		t.Errorf("web is %q", got)
 	}
+	b.build(map[string]string{"static.json": `{"root": "/"}`})
+	if got := b.web(); !slices.Equal(got[1:], []string{"-root", "."}) {
+		t.Errorf("web is %q", got)
+	}
 	want(t, b.fail(map[string]string{"static.json": "{"}), " !     static.json cannot be read")
 	want(t, b.fail(map[string]string{"static.json": `{"root": "gone"}`}), " !     The directory to serve, gone, does not exist")
 	want(t, b.notDetected(map[string]string{"a.html": ""}), "no static.json, no Staticfile, and no index.html in the root, public/, dist/ or _site/")
@@ -305,13 +313,44 @@ func testGoPrograms(t *testing.T, b *buildpackRun) {
 }
 
 func testGoFailures(t *testing.T, b *buildpackRun) {
-	want(t, b.notDetected(map[string]string{"main.go": ""}), "no go.mod in the root\n")
+	want(t, b.notDetected(map[string]string{"main.go": ""}), "no go.mod in the root, nor go.work\n")
 	module := "module example.com/app\n\ngo 1.26\n"
 	want(t, b.fail(map[string]string{"go.mod": module, "lib.go": "package lib\n"}), " !     There is no main package in .")
 	want(t, b.fail(map[string]string{"go.mod": module, "main.go": "package main\n\nfunc main() { x }\n"}), "undefined: x", " !     Compilation failed")
 	want(t, b.fail(map[string]string{"go.mod": "nonsense\n", "main.go": ""}), "go.mod:1", " !     ")
 	b.env = append(b.env, "GOVERSION=1.99.99")
 	want(t, b.fail(map[string]string{"go.mod": module, "main.go": ""}), " !     This version of Go is not to be had")
+
+	// The newest patch release, of a proxy that has its name only.
+	b.env = append(b.env, "GOVERSION=go1.22", "GOPROXY=file:///workspace/proxy")
+	want(t, b.fail(map[string]string{
+		"go.mod": module, "main.go": "",
+		"proxy/golang.org/toolchain/@v/list": "v0.0.1-go1.22.2.linux-amd64\nv0.0.1-go1.22.13.linux-amd64\nv0.0.1-go1.23.0.linux-amd64\n",
+	}), "download go1.22.13 ")
+}
+
+func testGoWorkspace(t *testing.T, b *buildpackRun) {
+	const program = "package main\n\nimport \"example.com/greet\"\n\nfunc main() { println(greet.Text) }\n"
+	files := map[string]string{
+		"go.work":        "go 1.26\n\nuse (\n\t./services/api\n\t./greet\n)\n",
+		"greet/go.mod":   "module example.com/greet\n\ngo 1.26\n",
+		"greet/greet.go": "package greet\n\nconst Text = \"hello\"\n",
+
+		"services/api/go.mod":  "module example.com/api\n\ngo 1.26\n",
+		"services/api/main.go": program,
+	}
+	b.env = append(b.env, "GOVERSION=go1.26")
+	want(t, b.build(files), "as GOVERSION or go.work's", "Compiling api")
+	if out := output(t, b.command(nil, "/layers/programs/bin/api")); out != "hello\n" {
+		t.Errorf("the program says %q", out)
+	}
+	files["greet/cmd/tool/main.go"] = program
+	want(t, b.fail(files), " !     The modules of go.work have several programs (example.com/api example.com/greet/cmd/tool)", "GO_INSTALL_PACKAGE_SPEC")
+	files["go.work"] += "// +heroku install ./greet/cmd/tool\n"
+	want(t, b.build(files), "Compiling tool")
+	if got := b.web(); !slices.Equal(got, []string{"tool"}) {
+		t.Errorf("web is %q", got)
+	}
 }
 
 func testNodeExample(t *testing.T, b *buildpackRun) {
@@ -416,12 +455,12 @@ func testNodeBuild(t *testing.T, b *buildpackRun) {
 
 func testNodeYarn(t *testing.T, b *buildpackRun) {
 	files := map[string]string{
-		"package.json": `{"name": "app", "version": "1.0.0", "license": "MIT", "dependencies": {"ms": "2.1.3"}}`,
+		"package.json": `{"name": "app", "version": "1.0.0", "license": "MIT", "dependencies": {"ms": "~2.1.3"}}`,
 		"server.js":    "console.log(require('ms')('1s'))",
 		"yarn.lock": `# yarn lockfile v1
 
 
-ms@2.1.3:
+ms@~2.1.3:
   version "2.1.3"
   resolved "https://registry.npmjs.org/ms/-/ms-2.1.3.tgz"
   integrity sha512-6FlzubTLZG3J2a/NVCAleEhjzq5oxgHyaCU9yYXvcLsvoVaHJq/s5xXI6/XXP6tz7R9xAOtHnSO/tXtF3WRTlA==
@@ -438,6 +477,7 @@ ms@2.1.3:
 	want(t, b.build(files), "Using the dependencies of the last build: yarn.lock is unchanged")
 }
 
+// testNodePnpm has an app, a workspace and an app without dependencies, with the same toolchain.
 func testNodePnpm(t *testing.T, b *buildpackRun) {
 	files := map[string]string{
 		"package.json": `{"name": "app", "version": "1.0.0", "packageManager": "pnpm@10.30.0+sha512.abc", "dependencies": {"ms": "2.1.3"}}`,
@@ -474,6 +514,159 @@ snapshots:
 	if after := b.launchTree("runtime", "modules"); !maps.Equal(before, after) {
 		t.Errorf("two builds of the same differ: %v", differences(before, after))
 	}
+
+	pack := `{"name": "app", "version": "1.0.0", "packageManager": "pnpm@10.30.0"}`
+	workspace := map[string]string{
+		"package.json":            pack,
+		"pnpm-workspace.yaml":     "packages:\n  - packages/*\n",
+		"packages/a/package.json": `{"name": "a", "version": "1.0.0", "dependencies": {"ms": "2.1.3"}}`,
+		"pnpm-lock.yaml":          strings.Replace(files["pnpm-lock.yaml"], "  .:\n", "  .: {}\n\n  packages/a:\n", 1),
+	}
+	for range 2 {
+		b.restore()
+		want(t, b.build(workspace), "Installing dependencies from pnpm-lock.yaml")
+		if _, err := os.Stat(b.path("workspace/packages/a/node_modules/ms/index.js")); err != nil {
+			t.Error(err)
+		}
+		b.wantComponents("launch.sbom.cdx.json", "pkg:npm/ms@2.1.3")
+	}
+	b.restore()
+	want(t, b.build(map[string]string{"package.json": pack, "server.js": ""}), "No dependencies")
+	if text, err := os.ReadFile(b.path("layers/launch.sbom.cdx.json")); err != nil || strings.Contains(string(text), "pkg:npm/ms@") {
+		t.Errorf("the SBOM lists what was removed, %v: %s", err, text)
+	}
+}
+
+// testNodeVersions asks the buildpack's functions, which install nothing.
+func testNodeVersions(t *testing.T, b *buildpackRun) {
+	const script = `set -euo pipefail
+layers=/layers arch=x64 CNB_BUILDPACK_DIR=/cnb/buildpack CNB_BP_PLAN_PATH=/dev/null
+for file in common versions install; do . /cnb/buildpack/lib/$file.sh; done
+read_package
+choose_node
+choose_npm
+choose_manager
+choose_manager_version
+echo "npm $npm_version"
+is_repeatable && echo "The installation is kept" || echo "The installation is repeated"`
+	kept := `"engines": {"node": "24.x", "npm": "11.x"}, "dependencies": `
+	for _, test := range []struct{ pack, lock, text, want string }{
+		{`"engines": {"node": "18.x", "npm": ">=8"}`, "", "", "Using npm 10."},
+		{`"engines": {"node": "18.x", "npm": "^9.0.0"}`, "", "", "Using npm 9."},
+		{`"engines": {"pnpm": ">=8"}`, "pnpm-lock.yaml", "lockfileVersion: '6.0'\n", "Using pnpm 8."},
+		{`"engines": {"pnpm": ">=8"}`, "pnpm-lock.yaml", "lockfileVersion: '9.0'\n", "Using pnpm 10."},
+		{`"engines": {"pnpm": "9.x"}`, "pnpm-lock.yaml", "lockfileVersion: '9.0'\n", "Using pnpm 9."},
+		{kept + `{"ms": "~2.1.3", "a": "~2"}`, "package-lock.json", "{}", "is kept"},
+		{kept + `{"ms": "~/ms"}`, "package-lock.json", "{}", "is repeated"},
+		{kept + `{"ms": "./ms"}`, "package-lock.json", "{}", "is repeated"},
+		{kept + `{"ms": "file:ms"}`, "package-lock.json", "{}", "is repeated"},
+		{kept + `{"@prisma/client": "6.0.0"}`, "package-lock.json", "{}", "is repeated"},
+		{kept + `{"ms": "2.1.3"}`, ".pnpmfile.cjs", "", "is repeated"},
+	} {
+		files := map[string]string{"package.json": "{" + test.pack + "}"}
+		if test.lock != "" {
+			files[test.lock] = test.text
+		}
+		b.source(files)
+		out := output(t, b.command(b.env, "bash", "-c", script))
+		if !strings.Contains(out, test.want) {
+			t.Errorf("%s with %s: want %q in:\n%s", test.pack, test.lock, test.want, out)
+		}
+	}
+}
+
+func testNodeForRuby(t *testing.T, b *buildpackRun) {
+	rake := `abort "no key" unless ENV["SECRET_KEY_BASE"]
+puts IO.popen(["node", "-p", "require('ms')('2s') + ' ' + process.env.NODE_ENV + ' ' + process.env.SKIP_YARN_INSTALL"], &:read)`
+	files := gemfile("propshaft (1)", "railties (7)", "rake (13)")
+	maps.Copy(files, map[string]string{
+		"vendor/cache/propshaft-1.gem": b.gem("propshaft", "1", "", nil),
+		"vendor/cache/railties-7.gem":  b.gem("railties", "7", "", nil),
+		"vendor/cache/rake-13.gem":     b.gem("rake", "13", "g.executables = ['rake']; g.bindir = 'exe'", map[string]string{"exe/rake": rake}),
+		"Gemfile":                      "source 'https://rubygems.org'\ngem 'propshaft'\ngem 'railties'\ngem 'rake'\n",
+		"Rakefile":                     "",
+		"package.json":                 `{"name": "app", "version": "1.0.0", "scripts": {"start": "watch"}, "devDependencies": {"ms": "2.1.3"}}`,
+	})
+	files["package-lock.json"] = b.npmLock(files["package.json"])
+	node, ruby := b.buildFor("ruby", files)
+	want(t, node, "Installing dependencies from package-lock.json")
+	want(t, ruby, "2000 production 1", "web -> bundle exec rails server")
+	b.restore()
+	node, ruby = b.buildFor("ruby", files)
+	want(t, node, "Restoring dependencies of the last build")
+	want(t, ruby, "Reusing the gems of the last build", "2000 production 1")
+}
+
+func testNodeForPython(t *testing.T, b *buildpackRun) {
+	files := map[string]string{
+		"package.json":     `{"name": "app", "version": "1.0.0", "scripts": {"start": "node a.js", "build": "echo made >made.txt"}}`,
+		"requirements.txt": "",
+		"app.py":           "",
+	}
+	_, python := b.buildFor("python", files)
+	want(t, python, "web -> python app.py")
+	if made, err := os.ReadFile(b.path("workspace/made.txt")); err != nil || string(made) != "made\n" {
+		t.Errorf("the build script made %q, %v", made, err)
+	}
+
+	// Without a web process of Python's, that of Node.js stays, but beside Django.
+	b.restore()
+	delete(files, "app.py")
+	b.buildFor("python", files)
+	if got := b.web(); !slices.Equal(got, []string{"node", "a.js"}) {
+		t.Errorf("web is %q", got)
+	}
+	b.restore()
+	files["manage.py"] = ""
+	b.buildFor("python", files)
+	if text, err := os.ReadFile(b.path("layers/launch.toml")); err == nil {
+		t.Errorf("there is a web process: %s", text)
+	}
+}
+
+// buildFor builds with the buildpack of Node.js and then that of a language that needs it, and returns what they say.
+func (b *buildpackRun) buildFor(language string, files map[string]string) (node, other string) {
+	b.t.Helper()
+	b.source(files)
+	b.use(language)
+	if out, err := b.phase("detect"); err != nil || out != "" { // its plan is that of the builds
+		b.t.Fatalf("detect: %v\n%s", err, out)
+	}
+	b.use("nodejs")
+	node, err := b.phase("build")
+	if err != nil {
+		b.t.Fatalf("build: %v\n%s", err, node)
+	}
+	b.use(language)
+	env := b.env
+	defer func() { b.env = env }()
+	b.env = append(slices.Clone(env), b.buildEnv("toolchain")...)
+	if other, err = b.phase("build"); err != nil {
+		b.t.Fatalf("build: %v\n%s", err, other)
+	}
+	return node, other
+}
+
+// buildEnv is what a layer adds to the environment of the buildpacks that follow.
+func (b *buildpackRun) buildEnv(layer string) []string {
+	b.t.Helper()
+	text, err := os.ReadFile(b.path("layers/" + layer + ".toml"))
+	if err != nil || !strings.Contains(string(text), "build = true") {
+		b.t.Fatalf("the layer %s is not for builds: %v\n%s", layer, err, text)
+	}
+	env := []string{"PATH=/layers/" + layer + "/bin:/usr/local/bin:/usr/bin:/bin"}
+	files, err := filepath.Glob(b.path("layers/" + layer + "/env.build/*.default"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, file := range files {
+		value, err := os.ReadFile(file)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		env = append(env, strings.TrimSuffix(filepath.Base(file), ".default")+"="+string(value))
+	}
+	return env
 }
 
 func testNodeFailures(t *testing.T, b *buildpackRun) {

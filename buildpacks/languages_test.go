@@ -224,7 +224,7 @@ func testPythonVersion(t *testing.T, b *buildpackRun) {
 		want(t, out, " !     "+test.want)
 	}
 	out := b.build(map[string]string{"requirements.txt": "", "runtime.txt": "python-3.11.99\n", "pyproject.toml": "[tool.black]\n"})
-	want(t, out, "runtime.txt says 3.11.99: Python 3.11.", "There is no default web process")
+	want(t, out, "runtime.txt says 3.11.99: Python 3.11.", "Python has no default web process")
 	want(t, b.notDetected(map[string]string{"main.py": "", "pyproject.toml": "[tool.black]\n"}),
 		"no requirements.txt, poetry.lock, uv.lock, or pyproject.toml with [project] or [tool.poetry], in the root")
 }
@@ -345,7 +345,7 @@ func testRubyVersion(t *testing.T, b *buildpackRun) {
 	}
 	files := gemfile()
 	files["Gemfile"], files[".ruby-version"] = "source 'https://rubygems.org'\n", "3.1.99\n"
-	want(t, b.build(files), ".ruby-version says 3.1.99: Ruby 3.1.", "There is no default web process")
+	want(t, b.build(files), ".ruby-version says 3.1.99: Ruby 3.1.", "Ruby has no default web process")
 }
 
 func testRails(t *testing.T, b *buildpackRun) {
@@ -520,10 +520,16 @@ type buildpackRun struct {
 func newRun(t *testing.T, root, name string) *buildpackRun {
 	t.Helper()
 	b := &buildpackRun{t: t, root: root}
-	b.empty("cnb")
-	output(t, exec.Command("cp", "-r", name, b.path("cnb/buildpack")))
+	b.use(name)
 	b.fresh()
 	return b
+}
+
+// use makes another buildpack the one that runs.
+func (b *buildpackRun) use(name string) {
+	b.t.Helper()
+	b.empty("cnb")
+	output(b.t, exec.Command("cp", "-r", name, b.path("cnb/buildpack")))
 }
 
 func (b *buildpackRun) path(path string) string { return filepath.Join(b.root, path) }

@@ -40,6 +40,18 @@ func (b *builder) build() error {
 
 const procfileID = "deis/procfile"
 
+// mainBuildpack is the one that an app is called by: the last but for the Procfile's. Those before it help, as that of Node.js
+// does where Ruby's makes assets; process types of a later one win, too.
+func (b *builder) mainBuildpack() buildpack.GroupElement {
+	group := b.group.Group
+	for i := len(group) - 1; i > 0; i-- {
+		if group[i].ID != procfileID {
+			return group[i]
+		}
+	}
+	return group[0]
+}
+
 // announcer says which buildpack runs.
 type announcer struct {
 	buildpack.DefaultBuildExecutor
@@ -53,15 +65,31 @@ func (a *announcer) Build(d buildpack.BpDescriptor, in buildpack.BuildInputs, lo
 	if a.running, err = a.builder.name(buildpack.GroupElement{ID: d.Buildpack.ID, Version: d.Buildpack.Version}); err != nil {
 		return buildpack.BuildOutputs{}, err
 	}
-	switch {
-	case strings.HasPrefix(d.Buildpack.ID, classicID): // says it itself
-	case !first && d.Buildpack.ID == procfileID: // the host lists the process types
-	case first:
-		heading(a.builder.out, a.running+" app detected")
-	default:
-		heading(a.builder.out, "Running buildpack "+a.running)
+	if err := a.announce(d.Buildpack.ID, first); err != nil {
+		return buildpack.BuildOutputs{}, err
 	}
 	return a.DefaultBuildExecutor.Build(d, in, logger)
+}
+
+func (a *announcer) announce(id string, first bool) error {
+	main := a.builder.mainBuildpack()
+	switch {
+	case strings.HasPrefix(id, classicID): // says it itself
+		return nil
+	case !first && id == procfileID: // the host lists the process types
+		return nil
+	case first:
+		language, err := a.builder.name(main)
+		if err != nil {
+			return err
+		}
+		heading(a.builder.out, language+" app detected")
+		if id == main.ID {
+			return nil
+		}
+	}
+	heading(a.builder.out, "Running buildpack "+a.running)
+	return nil
 }
 
 // heading prints a line in the form of Heroku's and Deis' builds.

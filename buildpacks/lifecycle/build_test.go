@@ -138,6 +138,20 @@ func TestClassicBuildpack(t *testing.T) {
 		t.Errorf("headings besides those of the classic buildpacks:\n%s", b.out)
 	}
 
+	// Heroku's own have a descriptor; one with bin/build beside it may be Cloud Native of today.
+	one := filepath.Join(f.root, "One")
+	f.request["order"] = json.RawMessage(`[{"group":[{"dir":"` + one + `"}]}]`)
+	f.write(filepath.Join(one, "buildpack.toml"), "[buildpack]\nname = \"One\"\n")
+	wantContains(t, f.build().out, "compile One hello\n")
+	today := "api = \"0.10\"\n[buildpack]\nid = \"heroku/one\"\nversion = \"1\"\n"
+	f.write(filepath.Join(one, "buildpack.toml"), today)
+	wantContains(t, f.build().out, "compile One hello\n")
+	f.write(filepath.Join(one, "buildpack.toml"), "api = \"0.2\"\n[buildpack]\nid = \"heroku/one\"\nversion = \"1\"\n")
+	f.write(filepath.Join(one, "bin/build"), "#!/bin/sh\necho cloud native\n")
+	wantContains(t, f.build().out, "compile One hello\n")
+	f.write(filepath.Join(one, "buildpack.toml"), today)
+	wantContains(t, f.build().out, "cloud native\n")
+
 	f.request["order"] = json.RawMessage(`[{"group":[{"dir":"` + f.app + `"}]}]`)
 	code, out := f.run()
 	if code != 1 {

@@ -134,18 +134,29 @@ func (s *store) add(dir, temp string) (buildpack.GroupElement, error) {
 		return buildpack.GroupElement{}, err
 	}
 	switch {
-	case exists(filepath.Join(dir, descriptorFile)):
-		return s.addDescriptor(filepath.Join(dir, descriptorFile))
-	case len(packaged) > 0:
-		return s.addPackage(packaged)
-	case exists(filepath.Join(dir, "bin/compile")):
+	case s.isClassic(dir):
 		wrapper, err := s.wrapClassic(dir, temp)
 		if err != nil {
 			return buildpack.GroupElement{}, fmt.Errorf("classic buildpack: %w", err)
 		}
 		return s.addDescriptor(filepath.Join(wrapper, descriptorFile))
+	case exists(filepath.Join(dir, descriptorFile)):
+		return s.addDescriptor(filepath.Join(dir, descriptorFile))
+	case len(packaged) > 0:
+		return s.addPackage(packaged)
 	}
 	return buildpack.GroupElement{}, errors.New("the custom buildpack has neither buildpack.toml (Cloud Native) nor bin/compile (Heroku)")
+}
+
+// isClassic reports whether a directory holds a classic buildpack that cannot run as a Cloud Native one. Heroku's have a
+// buildpack.toml too, for Heroku's own list of buildpacks or in the form of years ago.
+func (s *store) isClassic(dir string) bool {
+	if !exists(filepath.Join(dir, "bin/compile")) {
+		return false
+	}
+	d, err := buildpack.ReadBpDescriptor(filepath.Join(dir, descriptorFile))
+	return err != nil || d.Buildpack.ID == "" || !exists(filepath.Join(dir, "bin/build")) ||
+		s.VerifyBuildpackAPI(buildpack.KindBuildpack, d.Buildpack.ID, d.API(), quiet) != nil
 }
 
 func (s *store) addDescriptor(path string) (buildpack.GroupElement, error) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -140,12 +139,14 @@ func (b *builder) keepState(image *image) error {
 		next.Buildpacks = append(next.Buildpacks, bp)
 		kept = append(kept, keptBuildpack{bp, content})
 	}
+	// Before the state is written: what it removes may be hard links to files that stay, which changes them.
+	if err := sweep(b.layers, kept); err != nil {
+		return fmt.Errorf("clear the layers directory: %w", err)
+	}
 	if err := next.write(b.layers); err != nil {
 		return fmt.Errorf("state for the next build: %w", err)
 	}
-	return errors.Join(
-		os.Remove(filepath.Join(b.layers, ownDir, unfinishedFile)),
-		sweep(b.layers, kept))
+	return os.Remove(filepath.Join(b.layers, ownDir, unfinishedFile))
 }
 
 // report is what report.json holds.

@@ -110,7 +110,8 @@ func (b *builder) restore() error {
 // reusable is the layers of the last build that this one may use. After an unfinished build, layers
 // that it changed may be half done. Layers that are only cached survive that all the same: their content is
 // that of a tool (compiler, package manager) which has to cope with being killed, and after a
-// mistake in the source people push again soon.
+// mistake in the source people push again soon. But what the last good build noted of such a layer, as the
+// version or lock file that it was made for, need not be so any more, and is dropped with a change.
 func (b *builder) reusable(unfinished bool) []keptBuildpack {
 	var all []keptBuildpack
 	for _, element := range b.group.Group {
@@ -128,6 +129,9 @@ func (b *builder) reusable(unfinished bool) []keptBuildpack {
 			}
 			if unfinished && !(b.last.unchanged(sboms(path)...) && (metadataOnly || onlyCached || b.last.unchanged(path))) {
 				continue
+			}
+			if unfinished && onlyCached && layer.Data != nil && !b.last.unchanged(path) {
+				layer.Data = nil
 			}
 			kept.Layers[name] = layer
 			kept.content[name] = content
@@ -233,7 +237,9 @@ func removeAll(path string) error {
 }
 
 // unchanged reports whether files, and all that is in directories, are as the last build left
-// them. The kernel sets change times, programs cannot; to remove something changes its directory.
+// them. The kernel sets change times, programs cannot; to remove something changes its directory. What
+// changed in the very tick of the kernel's clock in which the state was written came before it: a build sweeps
+// just before, and none begins in the tick in which another ended.
 func (s *state) unchanged(paths ...string) bool {
 	if s.written.IsZero() {
 		return false
@@ -244,7 +250,7 @@ func (s *state) unchanged(paths ...string) bool {
 				return err
 			}
 			info, err := d.Info()
-			if err == nil && !changed(info).Before(s.written) {
+			if err == nil && changed(info).After(s.written) {
 				err = errors.New("changed")
 			}
 			return err

@@ -165,7 +165,7 @@ func TestAfterFailedBuild(t *testing.T) {
 
 	os.Remove(fail)
 	f.haveAll(f.build())
-	// What is only cached survives, as long as its SBOM does.
+	// What is only cached survives, as long as its SBOM does, but not what the good build noted of it.
 	f.write(fail, "")
 	if code, out := f.run(); code != 51 {
 		t.Fatalf("exit status %d:\n%s", code, out)
@@ -173,7 +173,23 @@ func TestAfterFailedBuild(t *testing.T) {
 	f.write(filepath.Join(f.layers, "x_y/cache/file"), "changed by the failed build")
 	f.write(filepath.Join(f.layers, "x_y/both/file"), "changed by the failed build")
 	_, out = f.run()
-	wantFound(t, out, "cache: metadata of 7, content changed by the failed build", "run: metadata of 7", "both: nothing", "local: nothing", `store: kept = "yes"`)
+	wantFound(t, out, "cache: metadata of , content changed by the failed build", "run: metadata of 7", "both: nothing", "local: nothing", `store: kept = "yes"`)
+}
+
+// TestCacheLinkedToLaunch: to leave out a layer for launch whose files are links into a cached one does not change that one.
+func TestCacheLinkedToLaunch(t *testing.T) {
+	f := newFixture(t)
+	f.add("x/y", "exit 0", `
+echo "key $(sed -n 's/.*key = //p' cache.toml 2>/dev/null)"
+[ -e cache/file ] || { mkdir cache; echo 1 >cache/file; }
+mkdir run; ln cache/file run/file
+printf '[types]\ncache = true\n[metadata]\nkey = 7\n' >cache.toml
+printf '[types]\nlaunch = true\n' >run.toml
+[ ! -e "$app/fail" ]`)
+	f.setOrder("x/y")
+	f.build()
+	f.write(filepath.Join(f.layers, ownDir, unfinishedFile), "") // as if the next build had ended before it did anything
+	wantContains(t, f.build().out, "key 7\n")
 }
 
 func TestPartlyLostCache(t *testing.T) {

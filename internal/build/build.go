@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -287,7 +288,9 @@ func (j *job) dockerfile(ctx context.Context) (*Result, error) {
 		"cmdline": "dockerfile.v0",
 		// Cache mounts with equal ids are shared within an app, not between apps.
 		"build-arg:BUILDKIT_CACHE_MOUNT_NS": cacheScope(j.App, j.Cache),
-		"cgroup-parent":                     j.guard.cgroupParent(),
+		// Image and history are of this time; steps see it if the Dockerfile declares it (ARG).
+		"build-arg:SOURCE_DATE_EPOCH": strconv.FormatInt(epoch.Unix(), 10),
+		"cgroup-parent":               j.guard.cgroupParent(),
 	}}
 	answer, err := j.solve(ctx, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		res, err := c.Solve(ctx, frontend)

@@ -85,10 +85,12 @@ type groupElement struct {
 	Dir      string `json:"dir,omitempty"`
 }
 
-// key is what the cache key of a build says of its request: everything but Have, so that the same files and config
-// are built once, and nothing that one could guess config values from.
+// key is what the cache key of a build says of its request: everything but Have and the commit, so that the same files and
+// config are built once, and nothing that one could guess config values from.
 func (r buildRequest) key(secret []byte) (string, error) {
 	r.Have = nil
+	r.Env = maps.Clone(r.Env)
+	delete(r.Env, envCommit)
 	data, err := json.Marshal(r)
 	if err != nil {
 		return "", err
@@ -219,7 +221,7 @@ func (j *buildpacksJob) prepare(ctx context.Context, c gateway.Client) (err erro
 	_, runDigest, _ := strings.Cut(j.run.reference, "@")
 	j.origin.image(j.run.name + "@" + runDigest)
 	j.request = buildRequest{
-		Env:      platformEnv(j.Config, j.plan.project),
+		Env:      platformEnv(j.Config, j.plan.project, j.Tree.Commit),
 		RunImage: runImage{Reference: j.run.reference, Name: j.run.name, Config: j.run.raw},
 	}
 	if j.request.CA, err = readCertificates(j.opts.CAFile); err != nil {
@@ -290,7 +292,8 @@ func (j *buildpacksJob) runImage(ctx context.Context) (imagestoreImage, error) {
 	}
 	img, err := j.images.Image(ctx, ref.String())
 	if paas.CodeOf(err) == paas.NotFound {
-		return imagestoreImage{}, userErrorf("the run image %s of the builder %s is not on this machine\nAsk the operator of the platform to bring it there", familiar(ref.String()), j.builder.name)
+		return imagestoreImage{}, userErrorf("the run image %s of the builder %s is not on this machine\nAsk the operator of the platform to bring it there (deisctl builders pull %s)",
+			familiar(ref.String()), j.builder.name, j.builder.name)
 	}
 	if err != nil {
 		return imagestoreImage{}, err

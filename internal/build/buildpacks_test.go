@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,13 +18,17 @@ import (
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/deis/deis/internal/build"
+	"github.com/deis/deis/internal/build/builders"
 	"github.com/deis/deis/internal/build/imagestore"
 	"github.com/deis/deis/internal/paas"
 )
@@ -54,6 +60,7 @@ else
 fi
 printf '[types]\nlaunch = true\ncache = true\n[metadata]\nlock = "%s"\n' "$lock" >"$deps.toml"
 [ ! -f "$platform/env/GREETING" ] || echo "the greeting has $(wc -c <"$platform/env/GREETING") characters"
+[ ! -f say-version ] || echo "version $SOURCE_VERSION"
 [ ! -f fail ] || { echo "sorry"; exit 7; }
 [ ! -f tamper ] || . ./tamper
 ls -la / >/dev/null
@@ -358,11 +365,32 @@ func TestAppDir(t *testing.T) {
 	}
 }
 
-// TestConfigBeforeDockerfile: who names a builder wants buildpacks.
-func TestConfigBeforeDockerfile(t *testing.T) {
-	b := mustPush(t, newRepo(t), build.Request{App: "bp-both"}, map[string]string{"Dockerfile": hello, "app.sh": "echo both\n"})
-	if got := b.sh("sh /workspace/app.sh"); b.Strategy != paas.StrategyBuildpacks || got != "both" {
-		t.Errorf("got %s, %q", b.Strategy, got)
+// TestDockerfileWins: over the name of a buildpack, which the push says; but who names a builder wants buildpacks.
+func TestDockerfileWins(t *testing.T) {
+	r, files := newRepo(t), map[string]string{"Dockerfile": hello, "app.sh": "echo both\n"}
+	b := mustPush(t, r, build.Request{App: "bp-both"}, files)
+	if got := b.sh("sh /workspace/app.sh"); b.Strategy != paas.StrategyBuildpacks || got != "both" || strings.Contains(b.log, "not used") {
+		t.Errorf("got %s, %q\n%s", b.Strategy, got, b.log)
+	}
+	b = mustPush(t, r, build.Request{App: "bp-both", Config: map[string]string{"BUILDPACK_URL": "test/shell", "DEIS_BUILDER": ""}}, files)
+	if b.Strategy != paas.StrategyDockerfile || !strings.Contains(b.log, "       BUILDPACK_URL is not used, because there is a Dockerfile; ") {
+		t.Errorf("got %s\n%s", b.Strategy, b.log)
+	}
+}
+
+// TestSourceVersion: the scripts of a build are told the commit, and another commit with the same files is not built for that.
+func TestSourceVersion(t *testing.T) {
+	p, r := buildpackPlatform(t), newRepo(t)
+	commit := r.commit(map[string]string{"app.sh": "echo 1\n", "say-version": ""})
+	for _, want := range []string{"       version " + commit + "\n", "built before"} {
+		var log strings.Builder
+		_, err := p.builder.Build(t.Context(), build.Request{
+			App: "bp-version", Tree: r.open(commit), Config: map[string]string{"DEIS_BUILDER": "deis/test-builder"}, Log: func(line string) { log.WriteString(line + "\n") },
+		})
+		if err != nil || !strings.Contains(log.String(), want) {
+			t.Errorf("%v, no %q in\n%s", err, want, log.String())
+		}
+		commit = r.git("", "commit-tree", "-m", "other", commit+"^{tree}")
 	}
 }
 
@@ -387,6 +415,54 @@ func TestProjectFile(t *testing.T) {
 	b = mustPush(t, r, build.Request{App: "bp-project"}, files) // config wins
 	if got := b.sh("cd /workspace; find . -type f | sort | tr '\\n' ' '"); got != "./app.sh ./docs/sub/b.md " {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestBuilderOfRegistry: a builder of others builds when it was pulled, and says before who can do that.
+func TestBuilderOfRegistry(t *testing.T) {
+	p, r := buildpackPlatform(t), newRepo(t)
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	host := strings.TrimPrefix(server.URL, "http://")
+	builder, run := host+"/their/builder:1", host+"/their/run:1"
+	err := p.putImage(t.Context(), builder, testBuilder, map[string]string{"their/file": ""}, func(c *ocispec.ImageConfig) {
+		c.Labels = maps.Clone(c.Labels)
+		const metadata = "io.buildpacks.builder.metadata"
+		c.Labels[metadata] = strings.Replace(c.Labels[metadata], "deis/run:cnb", run, 1)
+		c.Labels["io.buildpacks.buildpack.layers"], c.Labels["io.buildpacks.stack.id"] = "{}", "their.stack"
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, config := map[string]string{"app.sh": "echo theirs\n"}, map[string]string{"DEIS_BUILDER": builder}
+	if _, _, err := p.push(t, r, build.Request{App: "bp-theirs", Config: config}, files); err == nil || !strings.Contains(err.Error(), "deisctl builders pull "+builder) {
+		t.Errorf("without the run image: %v", err)
+	}
+	client := p.client(t)
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))})
+	for name, of := range map[string]string{builder: builder, run: "docker.io/deis/run:cnb"} {
+		img, err := client.ImageService().Get(t.Context(), of)
+		if err == nil {
+			err = client.Push(t.Context(), name, img.Target, containerd.WithResolver(resolver))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := client.ImageService().Delete(t.Context(), builder, images.SynchronousDelete()); err != nil {
+		t.Fatal(err)
+	}
+	store, err := imagestore.Open(p.socket, p.namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	if _, err := builders.New(store, func(string) {}).Pull(t.Context(), builder); err != nil {
+		t.Fatal(err)
+	}
+	b := mustPush(t, r, build.Request{App: "bp-theirs", Config: config}, files)
+	if got := b.sh("sh /workspace/app.sh"); got != "theirs" || !strings.Contains(string(b.Provenance), run) {
+		t.Errorf("got %q\n%s", got, b.Provenance)
 	}
 }
 

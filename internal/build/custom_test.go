@@ -126,6 +126,15 @@ func TestCustomBuildpacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	composite := below("cnb/buildpacks/custom_part/0.1.0/", customBuildpack("part"))
+	composite["cnb/buildpacks/custom_whole/0.2.0/buildpack.toml"] = "api = \"0.11\"\n[buildpack]\nid = \"custom/whole\"\nversion = \"0.2.0\"\n" +
+		"[[order]]\n[[order.group]]\nid = \"custom/part\"\nversion = \"0.1.0\"\n"
+	err = p.putImage(t.Context(), "docker.io/test/composite:latest", "", composite, func(c *ocispec.ImageConfig) {
+		c.Labels = map[string]string{"io.buildpacks.buildpackage.metadata": `{"id":"custom/whole","version":"0.2.0"}`}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	files := map[string]string{"app.sh": "echo 1\n"}
 	maps.Copy(files, map[string]string{"bp/buildpack.toml": customBuildpack("tree")["buildpack.toml"]})
 	for _, name := range []string{"bin/detect", "bin/build"} {
@@ -153,6 +162,7 @@ func TestCustomBuildpacks(t *testing.T) {
 		{server + "/bp.zip", "", "", "cannot fetch the buildpack " + server + "/bp.zip: the builder image has no program that unpacks it"},
 		{"docker://test/package", "docker.io/test/package:latest", "custom image", ""},
 		{"test/package", "docker.io/test/package:latest", "built before", ""},
+		{"docker://test/composite", "docker.io/test/composite:latest", "custom part", ""},
 		{"./bp", "", "custom tree", ""},
 		{"./nothing", "", "", "BUILDPACK_URL names the buildpack nothing, but there is no such directory"},
 		{"test/shell", "", "test/shell app detected", ""},

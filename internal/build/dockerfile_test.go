@@ -105,6 +105,9 @@ func TestBuild(t *testing.T) {
 	if b.Image != build.ImageName("app-first", commit) || !slices.Contains(b.config.Config.Env, "GIT_SHA="+commit) {
 		t.Errorf("image %s has labels %v, environment %v", b.Image, b.config.Config.Labels, b.config.Config.Env)
 	}
+	if at := b.config.Created; at == nil || at.Format(time.DateOnly) != "2000-01-01" {
+		t.Errorf("the image is of %v", at)
+	}
 	for _, want := range []string{"       [1/2] FROM docker.io/deis/run:latest", "       [2/2] COPY . /app", "       exporting to image"} {
 		if !strings.Contains(b.log, want) || !strings.Contains(b.Log, want) {
 			t.Errorf("no line %q in\n%s", want, b.log)
@@ -193,6 +196,7 @@ func TestDockerfileFeatures(t *testing.T) {
 		"scratch":        "FROM scratch\nCOPY Dockerfile /\nCMD [\"/x\"]\n",
 		"CRLF":           "FROM deis/run\r\nRUN true\r\nCMD true\r\n",
 		"build argument": "ARG BASE=deis/run\nFROM ${BASE}\nARG X=1\nRUN test $X = 1\nCMD true\n",
+		"time":           "FROM deis/run\nRUN test -z \"$SOURCE_DATE_EPOCH\"\nARG SOURCE_DATE_EPOCH\nRUN test $SOURCE_DATE_EPOCH = 946684800\nCMD true\n",
 		"network none":   "FROM deis/run\nRUN --network=none ! cat /sys/class/net/eth0/address\nCMD true\n",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,11 +34,11 @@ func (j *buildpacksJob) order(ctx context.Context, c gateway.Client) ([]orderGro
 		if err != nil {
 			return nil, err
 		}
-		return []orderGroup{{Group: append([]groupElement{e}, j.procfileBuildpack()...)}}, nil
+		return []orderGroup{{Group: j.withProcfile([]groupElement{e})}}, nil
 	}
 	if len(project.group) > 0 {
 		group, err := j.elements(ctx, c, project.group)
-		return []orderGroup{{Group: group}}, err
+		return []orderGroup{{Group: j.withProcfile(group)}}, err
 	}
 	if len(project.pre) == 0 && len(project.post) == 0 {
 		return nil, nil
@@ -57,14 +58,15 @@ func (j *buildpacksJob) order(ctx context.Context, c gateway.Client) ([]orderGro
 	return order, nil
 }
 
-// procfileBuildpack is the builder's: a Procfile counts with every buildpack (contract 9.3).
-func (j *buildpacksJob) procfileBuildpack() []groupElement {
-	for _, b := range j.builder.metadata.Buildpacks {
-		if strings.HasSuffix(b.ID, "/procfile") {
-			return []groupElement{{ID: b.ID, Version: b.Version, Optional: true}}
-		}
+// withProcfile adds the builder's buildpack for Procfiles to a group that has none: a Procfile counts with every buildpack (contract 9.3).
+func (j *buildpacksJob) withProcfile(group []groupElement) []groupElement {
+	isProcfile := func(b groupElement) bool { return strings.HasSuffix(b.ID, "/procfile") }
+	i := slices.IndexFunc(j.builder.metadata.Buildpacks, isProcfile)
+	if i < 0 || slices.ContainsFunc(group, isProcfile) {
+		return group
 	}
-	return nil
+	b := j.builder.metadata.Buildpacks[i]
+	return append(group, groupElement{ID: b.ID, Version: b.Version, Optional: true})
 }
 
 // elements are the buildpacks that project.toml names.
@@ -233,7 +235,6 @@ func (j *buildpacksJob) packaged(ctx context.Context, c gateway.Client, s buildp
 		return groupElement{}, userErrorf("the image %s is no package of a buildpack: its label %s is missing or broken", s, packageLabel)
 	}
 	state := llb.Image(pinned, llb.ResolveModePreferLocal, quiet("fetch the buildpack "+s.String()))
-	// All of its buildpacks are mounted: the named one may be composed of others.
-	dir := j.add(state, "/cnb/buildpacks")
-	return groupElement{Dir: path.Join(dir, strings.ReplaceAll(metadata.ID, "/", "_"), metadata.Version)}, nil
+	// The program finds all of its buildpacks (cnb/buildpacks/...): the named one may be composed of the others.
+	return groupElement{Dir: j.add(state, "/")}, nil
 }

@@ -136,12 +136,18 @@ type buildpackReport struct {
 	Name string `json:"name"`
 }
 
-// language is what the app is made with: the first buildpack.
+// language is what the app is called by: the last buildpack but for the Procfile's. Those before it help.
 func (r report) language() string {
 	if len(r.Buildpacks) == 0 {
 		return "the app"
 	}
-	return clip(printable(cmp.Or(r.Buildpacks[0].Name, r.Buildpacks[0].ID)), maxName)
+	main := r.Buildpacks[0]
+	for _, b := range r.Buildpacks[1:] {
+		if !strings.HasSuffix(b.ID, "/procfile") {
+			main = b
+		}
+	}
+	return clip(printable(cmp.Or(main.Name, main.ID)), maxName)
 }
 
 // procfile is the report's process types, each as one line for people.

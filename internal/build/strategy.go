@@ -25,6 +25,9 @@ const (
 	configRegistry = "DEIS_REGISTRY"
 )
 
+// envCommit is the variable in which buildpacks and the scripts that they run find the commit (contract 9.3).
+const envCommit = "SOURCE_VERSION"
+
 // plan is how a commit is built, and from what.
 type plan struct {
 	strategy paas.Strategy
@@ -35,8 +38,8 @@ type plan struct {
 	project  projectFile
 }
 
-// choose decides how to build: a Dockerfile in the app's directory wins, unless the config names a buildpack or a
-// builder; anything else is for buildpacks. It refuses what cannot be built.
+// choose decides how to build: a Dockerfile in the app's directory wins, also over the name of a buildpack (contract 9.3), unless the
+// config names a builder; anything else is for buildpacks. It refuses what cannot be built.
 func choose(req Request, note func(line string)) (plan, error) {
 	p := plan{strategy: paas.StrategyDockerfile}
 	var err error
@@ -44,12 +47,14 @@ func choose(req Request, note func(line string)) (plan, error) {
 		return plan{}, err
 	}
 	switch dockerfile, err := p.tree.ReadFile("Dockerfile", maxDockerfile); {
-	case req.Config[configBuildpack] != "" || req.Config[configBuilder] != "" || errors.Is(err, fs.ErrNotExist):
+	case req.Config[configBuilder] != "" || errors.Is(err, fs.ErrNotExist):
 		p.strategy = paas.StrategyBuildpacks
 	case err != nil:
 		return plan{}, err
 	case len(bytes.TrimSpace(dockerfile)) == 0:
 		return plan{}, userErrorf("the Dockerfile is empty")
+	case req.Config[configBuildpack] != "":
+		note(configBuildpack + " is not used, because there is a Dockerfile; " + configBuilder + "=" + familiar(DefaultBuilder) + " uses it all the same")
 	}
 	if p.strategy == paas.StrategyBuildpacks {
 		if p.project, err = readProject(p.tree, note); err != nil {
@@ -97,8 +102,8 @@ func localPath(name string) (string, bool) {
 }
 
 // platformEnv is the environment that buildpacks get (CNB platform specification, "Provided by the platform"):
-// project.toml's and, before it, the app's config, without what steers the build.
-func platformEnv(config map[string]string, project projectFile) map[string]string {
+// project.toml's and, before it, the app's config, without what steers the build; and the commit.
+func platformEnv(config map[string]string, project projectFile, commit string) map[string]string {
 	env := maps.Clone(project.env)
 	if env == nil {
 		env = map[string]string{}
@@ -108,6 +113,7 @@ func platformEnv(config map[string]string, project projectFile) map[string]strin
 			env[name] = value
 		}
 	}
+	env[envCommit] = commit
 	return env
 }
 

@@ -1,9 +1,12 @@
 package build
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/buildpacks/pack/pkg/project/types"
 )
 
 func TestParseSource(t *testing.T) {
@@ -95,13 +98,13 @@ func TestCommandLine(t *testing.T) {
 // TestPlatformEnv: what steers a build is not for buildpacks, and config goes before project.toml.
 func TestPlatformEnv(t *testing.T) {
 	env := platformEnv(map[string]string{"A": "config", "BUILDPACK_URL": "x", "DEIS_BUILDER": "x", "DEIS_APP_DIR": "x", "DEIS_BUILD_MEMORY": "1G"},
-		projectFile{env: map[string]string{"A": "project", "B": "project"}})
-	if len(env) != 2 || env["A"] != "config" || env["B"] != "project" {
+		projectFile{env: map[string]string{"A": "project", "B": "project"}}, "0123456789")
+	if len(env) != 3 || env["A"] != "config" || env["B"] != "project" || env["SOURCE_VERSION"] != "0123456789" {
 		t.Errorf("got %v", env)
 	}
 }
 
-// TestKey: the cache key of a build follows its request, but for what the store happens to have.
+// TestKey: the cache key of a build follows its request, but for what the store happens to have and which commit has the files.
 func TestKey(t *testing.T) {
 	key := func(r buildRequest, secret string) string {
 		k, err := r.key([]byte(secret))
@@ -116,12 +119,47 @@ func TestKey(t *testing.T) {
 	if key(r, "secret") != base {
 		t.Error("the key follows what the store has")
 	}
+	r.Env["SOURCE_VERSION"] = "0123456789"
+	if key(r, "secret") != base || r.Env["SOURCE_VERSION"] == "" {
+		t.Error("the key follows the commit, or takes it away")
+	}
 	if key(r, "other") == base {
 		t.Error("the key does not follow the secret")
 	}
 	r.Env = map[string]string{"A": "1", "B": "3"}
 	if key(r, "secret") == base {
 		t.Error("the key does not follow the config")
+	}
+}
+
+// TestProcfileCounts: with the buildpacks of project.toml's list, too.
+func TestProcfileCounts(t *testing.T) {
+	of := func(has, listed []string) string {
+		t.Helper()
+		j := buildpacksJob{job: &job{}}
+		for _, id := range has {
+			j.builder.metadata.Buildpacks = append(j.builder.metadata.Buildpacks, groupElement{ID: id, Version: "1"})
+		}
+		for _, id := range listed {
+			j.plan.project.group = append(j.plan.project.group, types.Buildpack{ID: id})
+		}
+		order, err := j.order(t.Context(), nil)
+		if err != nil || len(order) != 1 {
+			t.Fatalf("%v, %v", order, err)
+		}
+		return fmt.Sprint(order[0].Group)
+	}
+	for _, tt := range []struct {
+		has, listed []string
+		want        string
+	}{
+		{[]string{"a/x", "a/procfile"}, []string{"a/x"}, "[{a/x 1 false } {a/procfile 1 true }]"},
+		{[]string{"a/x", "a/procfile", "b/procfile"}, []string{"b/procfile", "a/x"}, "[{b/procfile 1 false } {a/x 1 false }]"},
+		{[]string{"a/x"}, []string{"a/x"}, "[{a/x 1 false }]"},
+	} {
+		if got := of(tt.has, tt.listed); got != tt.want {
+			t.Errorf("%v of %v: got %s, want %s", tt.listed, tt.has, got, tt.want)
+		}
 	}
 }
 

@@ -283,3 +283,25 @@ func TestTail(t *testing.T) {
 		t.Errorf("got %d, %q", l.size, l.lines)
 	}
 }
+
+// An app is called by its last buildpack: that of Node.js before Ruby's makes assets, a Procfile only names processes.
+func TestLanguage(t *testing.T) {
+	for _, c := range []struct {
+		ids  string
+		want string
+	}{
+		{"", "the app"},
+		{"deis/go", "deis/go"},
+		{"deis/go deis/procfile", "deis/go"},
+		{"deis/nodejs deis/ruby deis/procfile", "deis/ruby"},
+		{"deis/procfile", "deis/procfile"},
+	} {
+		var r report
+		for id := range strings.FieldsSeq(c.ids) {
+			r.Buildpacks = append(r.Buildpacks, buildpackReport{ID: id})
+		}
+		if got := r.language(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.ids, got, c.want)
+		}
+	}
+}

@@ -22,8 +22,6 @@ import (
 
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
-
-	"github.com/deis/deis/internal/paas"
 )
 
 // Limits on a pushed tree. They bound our memory, not the user: a file takes
@@ -35,7 +33,10 @@ const (
 	maxLinkTarget = 4096     // PATH_MAX
 	// lfsPointerSize is above the size of any Git LFS pointer file that git-lfs writes.
 	lfsPointerSize = 200
-	maxAttributes  = 64 << 10
+	// maxAttributes bounds a .gitattributes file that is looked at, maxAttributesFiles how many are: trees with
+	// tens of thousands of directories need not wait for a note.
+	maxAttributes      = 64 << 10
+	maxAttributesFiles = 1000
 	// streamFrom is where git streams a blob instead of holding it in memory.
 	streamFrom = "4m"
 )
@@ -227,11 +228,7 @@ func (t *Tree) readLinks() error {
 
 // noteLFS notes files that are only pointers of Git LFS, where .gitattributes say that there are some.
 func (t *Tree) noteLFS() error {
-	attributes, err := t.ReadFile(".gitattributes", maxAttributes)
-	if errors.Is(err, fs.ErrNotExist) || paas.CodeOf(err) == paas.Invalid { // none, or too large to be one
-		return nil
-	}
-	if err != nil || !bytes.Contains(attributes, []byte("filter=lfs")) {
+	if uses, err := t.usesLFS(); err != nil || !uses {
 		return err
 	}
 	count, first := 0, ""
@@ -256,6 +253,23 @@ func (t *Tree) noteLFS() error {
 		t.Notes = append(t.Notes, fmt.Sprintf("%d files are in Git LFS, for example %s: the build gets only their pointers", count, first))
 	}
 	return nil
+}
+
+// usesLFS reports whether a .gitattributes file, of which every directory may have one, gives files to Git LFS.
+func (t *Tree) usesLFS() (bool, error) {
+	looked := 0
+	for _, e := range t.entries {
+		if path.Base(e.path) != ".gitattributes" || e.mode == gitTree || e.mode == gitLink || e.size > maxAttributes {
+			continue
+		}
+		if looked++; looked > maxAttributesFiles {
+			break
+		}
+		if attributes, err := t.read(e); err != nil || bytes.Contains(attributes, []byte("filter=lfs")) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // Files is the number of files and directories.

@@ -303,3 +303,17 @@ func BenchmarkOpenTree(b *testing.B) {
 		r.open(commit).Close()
 	}
 }
+
+// TestLFSOfDirectories: any directory may say which of its files are in Git LFS.
+func TestLFSOfDirectories(t *testing.T) {
+	r := newRepo(t)
+	pointer := "version https://git-lfs.github.com/spec/v1\noid sha256:" + strings.Repeat("0", 64) + "\nsize 12345\n"
+	files := map[string]string{".gitattributes": "* text=auto\n", "a/.gitattributes": "*.bin -text\n", "a/b/.gitattributes": "*.bin filter=lfs\n", "a/b/x.bin": pointer, "a/b/y.bin": pointer}
+	if notes := r.open(r.commit(files)).Notes; len(notes) != 1 || !strings.HasPrefix(notes[0], "2 files are in Git LFS, for example a/b/x.bin: ") {
+		t.Errorf("got %q", notes)
+	}
+	delete(files, "a/b/.gitattributes")
+	if notes := r.open(r.commit(files)).Notes; len(notes) != 0 {
+		t.Errorf("got %q", notes)
+	}
+}

@@ -19,10 +19,11 @@ import (
 const buildersUsage = `say one of
   list                                       the builder images that are here
   inspect NAME                               what one is made of
+  pull NAME                                  fetch one from its registry, with its run image
   create NAME --config builder.toml          make one; --dir is where its paths begin
   package NAME --dir BUILDPACK               make an image of a buildpack, for builders to name`
 
-// Builders is the role that lists, shows and makes builder images.
+// Builders is the role that lists, shows, fetches and makes builder images.
 func Builders(ctx context.Context, d *daemon.Daemon, args []string) error {
 	var opts builders.CreateOptions
 	d.String(&opts.Config, "config", "", "`file` that describes a builder (builder.toml)")
@@ -49,6 +50,13 @@ func Builders(ctx context.Context, d *daemon.Daemon, args []string) error {
 		return listBuilders(ctx, c, os.Stdout)
 	case verb == "inspect" && name != "":
 		return inspectBuilder(ctx, c, name, os.Stdout)
+	case verb == "pull" && name != "":
+		b, err := c.Pull(ctx, name)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("       builder %s is there, with its run image %s\n       an app builds with it after: deis config:set DEIS_BUILDER=%s\n", b.Name, b.RunImages[0], name)
+		return nil
 	case verb == "create" && name != "":
 		opts.Name = name
 		return createBuilder(ctx, c, opts, os.Stdout)

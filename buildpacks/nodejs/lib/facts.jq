@@ -13,8 +13,10 @@ if type != "object" then error("package.json is no object") else . end
   ["dependencies", ($dependencies | map(length) | add)],
   ["development dependencies", ($dependencies[1] | length)],
   ["workspaces", (.workspaces // [] | length)],
-  # Directories and patches of the app that become part of node_modules.
-  ["local dependencies", ([$dependencies[][] | text | select(test("^(file|link|portal|workspace|patch):|^[.~/]"))] | length)
+  # Directories and patches of the app that become part of node_modules, and packages that make a part of themselves from
+  # the app's files: Prisma's client from its schema.
+  ["local dependencies", ([$dependencies[][] | text | select(test("^(file|link|portal|workspace|patch):|^([.]|/|~/)"))] | length)
+    + ([$dependencies[] | has("@prisma/client") | select(.)] | length)
     + (.pnpm | object | .patchedDependencies | object | length)],
   # What an installation takes from package.json besides the lock file.
   ["requirements", ([.dependencies, .devDependencies, .optionalDependencies, .peerDependencies, .bundleDependencies,

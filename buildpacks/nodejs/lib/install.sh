@@ -3,18 +3,23 @@
 # dependencies and linked into the app: an unchanged lock file then costs nothing. Where scripts of the app
 # take part (a build script, postinstall, workspaces), node_modules is a directory of the app as it is for developers.
 
-# is_plain: whether node_modules depends on package.json's dependencies and the lock file alone.
+# is_plain: whether node_modules depends on package.json's dependencies and the lock file alone, and only the launch needs it.
 is_plain() {
-	[[ -n $lock && ! -f pnpm-workspace.yaml && ! -f .pnpmfile.cjs && ! -f binding.gyp ]] || return 1
-	! is_berry || return 1
-	is_repeatable && [[ -z $(build_script) ]] && ! has_script heroku-prebuild && ! has_script heroku-cleanup
+	! is_helper && is_repeatable && [[ -z $(build_script) ]] && ! has_script heroku-prebuild && ! has_script heroku-cleanup
 }
 
+# is_helper: whether the buildpack of another language needs Node.js for its build; its bin/detect has said so.
+is_helper() { grep -qs '^ *build = true' "$CNB_BP_PLAN_PATH"; }
+
+# is_workspace: whether packages in directories of the app are installed too.
+is_workspace() { [[ ${fact[workspaces]} != 0 || -f pnpm-workspace.yaml ]]; }
+
 # is_repeatable: whether an installation can be kept for the next build: no scripts of the app run in it and no directories
-# of the app become part of it.
+# of the app become part of it. What pnpm-workspace.yaml and .pnpmfile.cjs do is pnpm's to know.
 is_repeatable() {
 	local script
-	[[ -n $lock ]] && ! is_berry && [[ ${fact[workspaces]}${fact[local dependencies]} == 00 ]] || return 1
+	[[ -n $lock && ${fact[local dependencies]} == 0 && ! -f .pnpmfile.cjs && ! -f binding.gyp ]] || return 1
+	! is_berry && ! is_workspace || return 1
 	for script in preinstall install postinstall prepublish preprepare prepare postprepare; do
 		! has_script "$script" || return 1
 	done
@@ -140,7 +145,7 @@ use_own_modules() {
 	save_directories
 	prune
 	run_script heroku-cleanup
-	list_modules node_modules >"$layers/downloads/modules.json"
+	list_modules . >"$layers/downloads/modules.json"
 	[[ -d node_modules ]] || return 0
 	tidy node_modules
 	# A layer of its own, so that a change of sources does not store node_modules again.
@@ -188,9 +193,9 @@ run_script() {
 	NODE_ENV=${NODE_ENV:-production} "$manager" run "$1" || fail "The script \"$1\" of package.json failed: see above."
 }
 
-# prune: removes development dependencies.
+# prune: removes development dependencies, unless the other language's build may need them.
 prune() {
-	production_only && [[ -d node_modules || -f .pnp.cjs ]] || return 0
+	! is_helper && production_only && [[ -d node_modules || -f .pnp.cjs ]] || return 0
 	[[ ${fact[development dependencies]} != 0 ]] || return 0
 	say "Removing development dependencies"
 	case $manager in

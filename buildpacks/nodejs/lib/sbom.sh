@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # bin/build sets the variables
 # sbom.sh: what is in the image, as CycloneDX.
 
-# list_modules NODE_MODULES: the packages that are installed, as an array of components.
+# list_modules DIRECTORY: the packages that are installed in it, as an array of components. Workspaces have more than one node_modules.
 list_modules() {
 	if [[ -f .pnp.cjs ]]; then
 		sed -nE 's/^ +resolution: "(@?[^@]+)@npm:([^"]+)"$/\1\t\2/p' yarn.lock

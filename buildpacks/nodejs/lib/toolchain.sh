@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # bin/build sets the variables
-# toolchain.sh: Node.js and the package managers as layers. "toolchain" is for builds (with headers, for native modules) and
-# kept in the cache; "runtime" is for launch and made anew only when a version changes.
+# toolchain.sh: Node.js and the package managers as layers. "toolchain" is for builds (with headers, for native modules), those
+# of the buildpacks that follow too, and kept in the cache; "runtime" is for launch and made anew only when a version changes.
 
 # make_toolchain: makes the layer "toolchain" unless it is there. Only needed when something is installed or run.
 make_toolchain() {
@@ -14,8 +14,9 @@ make_toolchain() {
 		ln -s ../lib/node_modules/npm/bin/npx-cli.js "$dir/bin/npx"
 		chmod +x "$dir"/lib/node_modules/npm/bin/*-cli.js
 		fetch_manager "$dir"
+		declare_build_env "$dir/env.build"
 	fi
-	layer toolchain 'cache = true' "$tools_key"
+	layer toolchain $'build = true\ncache = true' "$tools_key"
 	export PATH=$dir/bin:$PATH
 	# Native modules are compiled with the headers in the layer: those of nodejs.org may be out of reach. node-gyp knows both
 	# names; newer npms warn of the first one, older ones have a node-gyp that does not know the second.
@@ -26,10 +27,19 @@ make_toolchain() {
 	fi
 }
 
+# declare_build_env DIR: the environment of the buildpacks that follow. Dependencies are installed: jsbundling-rails and Vite Ruby
+# need not do it again.
+declare_build_env() {
+	mkdir -p "$1"
+	printf production >"$1/NODE_ENV.default"
+	printf 1 >"$1/SKIP_YARN_INSTALL.default"
+	printf true >"$1/VITE_RUBY_SKIP_ASSETS_PRECOMPILE_INSTALL.default"
+}
+
 # keep_toolchain: keeps the layer for the next build although this one may not have needed it.
 keep_toolchain() {
 	if layer_has toolchain "$tools_key" && [[ -x $layers/toolchain/bin/node ]]; then
-		layer toolchain 'cache = true' "$tools_key"
+		layer toolchain $'build = true\ncache = true' "$tools_key"
 	else
 		rm -rf "$layers/toolchain" "$layers/toolchain.toml"
 	fi

@@ -99,22 +99,20 @@ choose_node() {
 	say "Using Node.js $node_version: $reason"
 }
 
-# choose_npm: sets npm_version. Every Node.js has an npm: that of package.json, else of the major version that came with it.
+# choose_npm: sets npm_version. Every Node.js has an npm: that of package.json, best of the major version that came with it.
 choose_npm() {
-	local range major=${node_version%%.*}
+	local range default major=${node_version%%.*}
 	range=$(wanted_manager npm)
-	if [[ -z $range ]]; then
-		if ((major >= 24)); then
-			range=11.x
-		elif ((major >= 18)); then
-			range=10.x
-		elif ((major >= 16)); then
-			range=8.x
-		else
-			range=6.x
-		fi
+	if ((major >= 24)); then
+		default=11.x
+	elif ((major >= 18)); then
+		default=10.x
+	elif ((major >= 16)); then
+		default=8.x
+	else
+		default=6.x
 	fi
-	npm_version=$(resolve npm "$range")
+	npm_version=$(resolve npm "${range:-$default}" "$default")
 }
 
 # wanted_manager NAME: the version of a package manager that package.json asks for.
@@ -158,7 +156,7 @@ choose_manager_version() {
 	case $manager in
 	npm) manager_version=$npm_version ;;
 	yarn) choose_yarn "${range:-$(yarn_of_lock)}" ;;
-	pnpm) manager_version=$(resolve pnpm "${range:-$(pnpm_of_lock)}") ;;
+	pnpm) choose_pnpm "$range" ;;
 	esac
 	say "Using $manager $manager_version${lock:+ for $lock}"
 }
@@ -170,6 +168,13 @@ choose_yarn() {
 	fi
 	manager_package=@yarnpkg/cli-dist
 	manager_version=$(resolve "$manager_package" "$1")
+}
+
+# choose_pnpm RANGE: of a range that includes it, the major version that wrote the lock file: a newer one may refuse it.
+choose_pnpm() {
+	local default
+	default=$(pnpm_of_lock)
+	manager_version=$(resolve pnpm "${1:-$default}" "$default")
 }
 
 # yarn_of_lock: the range of yarns that write this lock file; a yarn that is in the repository names its version.
@@ -187,7 +192,7 @@ yarn_of_lock() {
 	esac
 }
 
-# pnpm_of_lock: the range of pnpms that write this lock file.
+# pnpm_of_lock: the range of pnpms that write this lock file. pnpm 9 and later write the same format.
 pnpm_of_lock() {
 	case $(sed -nE "s/^lockfileVersion: *['\"]?([0-9]+).*/\1/p" pnpm-lock.yaml 2>/dev/null | head -n 1) in
 	5) echo 7.x ;;

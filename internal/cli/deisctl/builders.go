@@ -15,7 +15,7 @@ import (
 func buildersCommand(s *settings) *cobra.Command {
 	group := &cobra.Command{
 		Use:   "builders",
-		Short: "List, show and make builder images of buildpacks",
+		Short: "List, show, fetch and make builder images of buildpacks",
 		Long: `Builders are the images that apps without a Dockerfile are built with. docker.io/deis/builder
 is there from the start; an app chooses another by the config value DEIS_BUILDER.`,
 		Args: cobra.NoArgs,
@@ -29,6 +29,15 @@ is there from the start; an app chooses another by the config value DEIS_BUILDER
 		Use: "inspect NAME", Short: "Show a builder's buildpacks, their order and its run image", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.runBuilder(cmd, nil, "builders", "inspect", args[0])
+		},
+	}
+	pull := &cobra.Command{
+		Use: "pull NAME", Short: "Fetch a builder and its run image from their registry", Args: cobra.ExactArgs(1),
+		Long: `Pull fetches a builder image of others, and the run image that it names. Pulled again,
+both get newer; "deisctl rebase" then puts apps on the newer run image.`,
+		Example: "  deisctl builders pull heroku/builder:24\n  deis config:set DEIS_BUILDER=heroku/builder:24",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.runBuilder(cmd, nil, "builders", "pull", args[0])
 		},
 	}
 	var config, dir string
@@ -57,7 +66,7 @@ made by "deisctl builders package" ("docker://NAME").`,
 			panic(err) // the flag is declared above
 		}
 	}
-	group.AddCommand(list, inspect, create, pack)
+	group.AddCommand(list, inspect, pull, create, pack)
 	return group
 }
 
