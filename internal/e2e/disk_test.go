@@ -20,7 +20,7 @@ import (
 // TestSmallDisk deploys again and again on a platform whose root is a small file system of its own: ext4 on a loop
 // device. Each image has a new layer that cannot be compressed, so that all of them together are
 // several times the file system. No deploy may fail, no release that is kept may lack its image, older ones
-// must say that it is gone.
+// must say that it is gone. Then as many deploys fail, after which a good one must succeed.
 //
 // DEIS_DISK_MB is the size of the file system (400), DEIS_DISK_DEPLOYS how often an app is deployed
 // (25), DEIS_DISK_LAYER the size of the new layer in bytes (10 MB), DEIS_DISK_KEEP how many releases keep their images (4),
@@ -89,8 +89,20 @@ func TestSmallDisk(t *testing.T) {
 			t.Errorf("rollback to v%d, whose image was removed: %v\n%s", gone, err, out)
 		}
 	}
+	// As many deploys that fail do not fill it either: the one with the repair is taken.
+	dockerfile := readFile(t, filepath.Join(dir, "Dockerfile"))
+	writeFile(t, dir, "Dockerfile", dockerfile+"CMD [\"/none\"]\n")
+	for n := range deploys {
+		writeFile(t, dir, "message", fmt.Sprintf("broken-%d", n))
+		u.must(t, dir, "git", "commit", "-q", "-a", "-m", "broken")
+		if out, err := u.run(t.Context(), dir, "git", "push", "-q", "deis", "master"); err == nil || !strings.Contains(out, "/none") {
+			t.Fatalf("a deploy of a program that is not there: %v\n%s", err, out)
+		}
+	}
+	writeFile(t, dir, "Dockerfile", dockerfile)
+	u.push(t, dir, "repaired")
 	status, body, err := p.get(t.Context(), p.client(false), "e2e-disk.localhost", "/")
-	if err != nil || status != 200 {
+	if err != nil || status != 200 || !strings.Contains(body, "message=repaired ") {
 		t.Errorf("after all: %d %q %v", status, body, err)
 	}
 }
