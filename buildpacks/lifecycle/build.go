@@ -40,14 +40,12 @@ func (b *builder) build() error {
 
 const procfileID = "deis/procfile"
 
-// mainBuildpack is the one that an app is called by: the last but for the Procfile's. Those before it help, as that of Node.js
-// does where Ruby's makes assets; process types of a later one win, too.
+// mainBuildpack is the one that an app is called by: the first. But that of Node.js only helps where our builder has it before
+// that of another language.
 func (b *builder) mainBuildpack() buildpack.GroupElement {
 	group := b.group.Group
-	for i := len(group) - 1; i > 0; i-- {
-		if group[i].ID != procfileID {
-			return group[i]
-		}
+	if group[0].ID == "deis/nodejs" && len(group) > 1 && (group[1].ID == "deis/ruby" || group[1].ID == "deis/python") {
+		return group[1]
 	}
 	return group[0]
 }

@@ -99,7 +99,12 @@ func (b *builder) readOrder() (buildpack.Order, error) {
 
 func (b *builder) resolve(w orderElement) (buildpack.GroupElement, error) {
 	if w.Dir != "" {
-		return b.store.add(w.Dir, b.temp)
+		found, err := b.store.add(w.Dir, b.temp)
+		if w.ID != "" && err == nil { // the one that a package says it is
+			found = buildpack.GroupElement{ID: w.ID, Version: w.Version}
+			_, err = b.store.LookupBp(w.ID, w.Version)
+		}
+		return found, err
 	}
 	if w.Version != "" {
 		return buildpack.GroupElement{ID: w.ID, Version: w.Version}, nil

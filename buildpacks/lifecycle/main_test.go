@@ -290,7 +290,7 @@ END`)
 	f.setOrder("deis/go deis/extra")
 	b := f.build()
 
-	if want := "-----> The deis/extra app detected\n-----> Running buildpack The deis/go\nbuilding\n-----> Running buildpack The deis/extra\nsecond\n"; b.out != want {
+	if want := "-----> The deis/go app detected\nbuilding\n-----> Running buildpack The deis/extra\nsecond\n"; b.out != want {
 		t.Errorf("output:\n%swant\n%s", b.out, want)
 	}
 	config := b.config.Config

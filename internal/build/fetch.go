@@ -236,5 +236,5 @@ func (j *buildpacksJob) packaged(ctx context.Context, c gateway.Client, s buildp
 	}
 	state := llb.Image(pinned, llb.ResolveModePreferLocal, quiet("fetch the buildpack "+s.String()))
 	// The program finds all of its buildpacks (cnb/buildpacks/...): the named one may be composed of the others.
-	return groupElement{Dir: j.add(state, "/")}, nil
+	return groupElement{ID: metadata.ID, Version: metadata.Version, Dir: j.add(state, "/")}, nil
 }

@@ -136,16 +136,15 @@ type buildpackReport struct {
 	Name string `json:"name"`
 }
 
-// language is what the app is called by: the last buildpack but for the Procfile's. Those before it help.
+// language is what the app is called by: the first buildpack. But that of Node.js only helps where our builder has it before that of
+// another language.
 func (r report) language() string {
 	if len(r.Buildpacks) == 0 {
 		return "the app"
 	}
 	main := r.Buildpacks[0]
-	for _, b := range r.Buildpacks[1:] {
-		if !strings.HasSuffix(b.ID, "/procfile") {
-			main = b
-		}
+	if main.ID == "deis/nodejs" && len(r.Buildpacks) > 1 && slices.Contains([]string{"deis/ruby", "deis/python"}, r.Buildpacks[1].ID) {
+		main = r.Buildpacks[1]
 	}
 	return clip(printable(cmp.Or(main.Name, main.ID)), maxName)
 }

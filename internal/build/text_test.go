@@ -284,7 +284,7 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// An app is called by its last buildpack: that of Node.js before Ruby's makes assets, a Procfile only names processes.
+// An app is called by its first buildpack. But that of Node.js before Ruby's makes assets.
 func TestLanguage(t *testing.T) {
 	for _, c := range []struct {
 		ids  string
@@ -294,6 +294,8 @@ func TestLanguage(t *testing.T) {
 		{"deis/go", "deis/go"},
 		{"deis/go deis/procfile", "deis/go"},
 		{"deis/nodejs deis/ruby deis/procfile", "deis/ruby"},
+		{"deis/nodejs deis/procfile", "deis/nodejs"},
+		{"deis/nodejs my/script", "deis/nodejs"},
 		{"deis/procfile", "deis/procfile"},
 	} {
 		var r report

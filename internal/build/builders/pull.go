@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -15,6 +16,9 @@ import (
 	"github.com/deis/deis/internal/paas"
 )
 
+// madeHere are names that no registry has.
+var madeHere = []string{build.DefaultBuilder, build.CNBBuildImage, build.CNBRunImage, build.LifecycleImage}
+
 // Pull fetches a builder from its registry, and the run image that it names: builds take run images from the store only, because apps
 // run on them and are rebased on them. Images that are here already get newer. Registries are asked without credentials, on loopback addresses over HTTP.
 func (c *Client) Pull(ctx context.Context, name string) (Builder, error) {
@@ -22,29 +26,38 @@ func (c *Client) Pull(ctx context.Context, name string) (Builder, error) {
 	if err != nil {
 		return Builder{}, err
 	}
+	_, missing := c.images.Image(ctx, name)
 	if err := c.fetch(ctx, name); err != nil {
 		return Builder{}, err
 	}
 	b, err := c.Inspect(ctx, name)
-	if err != nil {
-		return Builder{}, errors.Join(err, c.images.Remove(context.WithoutCancel(ctx), name))
+	if err == nil && len(b.RunImages) == 0 {
+		err = paas.Errorf(paas.Invalid, "the builder %s names no run image", name)
 	}
-	if len(b.RunImages) == 0 {
-		return Builder{}, paas.Errorf(paas.Invalid, "the builder %s names no run image", name)
+	if paas.CodeOf(err) == paas.Invalid && paas.CodeOf(missing) == paas.NotFound { // else it may be in use, for example as a run image
+		err = errors.Join(err, c.images.Remove(context.WithoutCancel(ctx), name))
+	}
+	if err != nil {
+		return Builder{}, err
 	}
 	run, err := fullName(b.RunImages[0])
 	if err != nil || run == build.CNBRunImage { // that one is made here
 		return b, err
 	}
-	return b, c.fetch(ctx, run)
+	if err := c.fetch(ctx, run); err != nil {
+		return Builder{}, err
+	}
+	_, err = c.images.Image(ctx, run)
+	return b, err
 }
 
 // fetch brings an image of this machine's platform into the store, under its name.
 func (c *Client) fetch(ctx context.Context, name string) error {
-	if name == build.DefaultBuilder || strings.HasPrefix(name, paas.LocalImages) {
+	if slices.Contains(madeHere, name) || strings.HasPrefix(name, paas.LocalImages) {
 		return paas.Errorf(paas.Invalid, "the image %s is made on this machine, and in no registry", name)
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))})
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
+		docker.WithPlainHTTP(docker.MatchLocalhost), docker.WithAuthorizer(docker.NewDockerAuthorizer()))}) // tokens for anybody
 	_, err := c.images.Client().Pull(ctx, name, containerd.WithResolver(resolver))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -1,8 +1,10 @@
 package builders_test
 
 import (
+	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"runtime"
 	"slices"
@@ -44,10 +46,28 @@ func publish(t *testing.T, as string, labels map[string]string) {
 	}
 }
 
+// publicRegistry is one that, like the large ones, gives tokens to anybody, and nothing to who has none.
+func publicRegistry(t *testing.T) *httptest.Server {
+	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	var server *httptest.Server
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token":
+			fmt.Fprint(w, `{"token":"anybody"}`)
+		case r.Header.Get("Authorization") != "Bearer anybody":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+server.URL+`/token",service="registry"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			images.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server
+}
+
 // TestPull: with a builder of a registry comes the run image that builds with it need.
 func TestPull(t *testing.T) {
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	t.Cleanup(server.Close)
+	server := publicRegistry(t)
 	host := strings.TrimPrefix(server.URL, "http://")
 	run, other := host+"/their/run:1", host+"/their/other:1"
 	publish(t, run, nil)
@@ -72,7 +92,14 @@ func TestPull(t *testing.T) {
 	if _, err := shared.store.Image(t.Context(), other); paas.CodeOf(err) != paas.NotFound {
 		t.Errorf("what is no builder stays: %v", err)
 	}
-	for _, name := range []string{"deis/builder", host + "/their/none", paas.LocalImages + "x:1", "NO SUCH"} {
+	// What was here before stays, and may be in use.
+	if _, err := client(t).Pull(t.Context(), run); paas.CodeOf(err) != paas.Invalid {
+		t.Errorf("a run image as builder: %v", err)
+	}
+	if _, err := shared.store.Image(t.Context(), run); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"deis/builder", "deis/run:cnb", host + "/their/none", paas.LocalImages + "x:1", "NO SUCH"} {
 		if _, err := client(t).Pull(t.Context(), name); paas.CodeOf(err) != paas.Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
