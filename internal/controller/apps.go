@@ -49,8 +49,7 @@ func (c *call) createApp() error {
 	if err != nil {
 		return err
 	}
-	// First without a look at the store, which may fail: of an app that the routers do not know no instance gets requests.
-	c.s.routes.setApp(app.UUID, app.ID, []string{c.s.host(app.ID)}, nil)
+	c.s.announce(app)
 	if err := c.s.publishApp(c.lasting(), app); err != nil {
 		return err
 	}
@@ -128,6 +127,14 @@ func (s *server) finishDelete(ctx context.Context, app paas.App) error {
 		return err
 	}
 	return s.store.DeleteApp(ctx, app)
+}
+
+// announce makes the routers know a new app without a look at the store, which may fail: of an app that they do not know no
+// instance gets requests.
+func (s *server) announce(app paas.App) {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	s.routes.setApp(app.UUID, app.ID, []string{s.host(app.ID)}, nil)
 }
 
 // withdraw removes the routes of a marked app. Who publishes them meanwhile has read the store before, and is awaited.

@@ -27,7 +27,8 @@ const (
 	// collectPause is the time between two looks at apps that changed.
 	collectPause = 2 * time.Second
 	// retryPauses is how many of these pass before what failed is tried again: a containerd that is started again takes less.
-	retryPauses = 5
+	// Each time that it fails again it is twice as many, up to maxRetryPauses.
+	retryPauses, maxRetryPauses = 5, 100
 	// maxReserve bounds the part of a large disk that is kept free.
 	maxReserve = 5 << 30
 )
@@ -83,22 +84,27 @@ func (s *server) collect(ctx context.Context, app paas.App) error {
 // watchApps calls f for all apps, and then for each to which something was done,
 // until ctx ends. Where f fails it is called again after a pause.
 func (s *server) watchApps(ctx context.Context, failure string, pause time.Duration, f func(paas.App) error) error {
-	seen, failed := int64(-1), map[string]bool{}
+	seen, failed, wait := int64(-1), map[string]bool{}, retryPauses*pause
 	for {
-		news, wait := s.store.News(""), pause
+		news := s.store.News("")
 		last, err := s.eachTouched(ctx, seen, failed, f)
 		seen = last
+		var again <-chan time.Time
 		if err == nil {
-			select {
-			case <-news:
-			case <-ctx.Done():
-				return nil
-			}
-		} else if wait = retryPauses * pause; ctx.Err() == nil {
-			s.cfg.Log.Warn(failure, "error", err.Error())
+			wait = retryPauses * pause
+		} else if ctx.Err() == nil {
+			s.cfg.Log.Warn(failure, "retry", wait.String(), "error", err.Error())
+			again = time.After(wait)
+			wait = min(2*wait, maxRetryPauses*pause)
 		}
 		select {
-		case <-time.After(wait):
+		case <-news:
+		case <-again:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}

@@ -62,15 +62,19 @@ func (c *call) rollback() error {
 		return err
 	}
 	defer unlock()
+	// Once now, so that who asks for what is not there is told before he waits.
+	latest, err := c.s.store.LatestRelease(c.ctx, c.app.UUID)
+	if err != nil {
+		return err
+	}
+	if _, err := c.rollbackTo(c.ctx, latest, text); err != nil {
+		return err
+	}
 	_, release, err := c.s.rollouts.Do(c.lasting(), rollout.Request{
 		Kind: paas.RolloutRollback, App: c.app, Owner: c.user.Username,
 		Resolve: func(ctx context.Context, latest paas.Release, r *rollout.Request) error {
-			version, err := rollbackVersion(text, latest)
-			if err != nil {
-				return err
-			}
-			old, err := c.s.store.Release(ctx, c.app.UUID, version)
-			r.Build, r.Config, r.Summary = old.Build, old.Config, paas.RollbackSummary(c.user.Username, version)
+			old, err := c.rollbackTo(ctx, latest, text)
+			r.Build, r.Config, r.Summary = old.Build, old.Config, paas.RollbackSummary(c.user.Username, old.Version)
 			return err
 		},
 	})
@@ -78,6 +82,15 @@ func (c *call) rollback() error {
 		return err
 	}
 	return c.reply(http.StatusCreated, map[string]int{"version": release.Version})
+}
+
+// rollbackTo is the release that a rollback means.
+func (c *call) rollbackTo(ctx context.Context, latest paas.Release, text string) (paas.Release, error) {
+	version, err := rollbackVersion(text, latest)
+	if err != nil {
+		return paas.Release{}, err
+	}
+	return c.s.store.Release(ctx, c.app.UUID, version)
 }
 
 // rollbackVersion is the one that is asked for, or that before the latest.

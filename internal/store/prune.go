@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"time"
+
+	"github.com/deis/deis/internal/paas"
 )
 
 const (
@@ -13,8 +15,9 @@ const (
 	keptRollouts = 500
 	// keptPushes is how many pushes of an app are on record: each is an attempt at a rollout.
 	keptPushes = keptRollouts
-	// keptActivity is how many rows of activity there are of an app, and as many of what concerns none: as many lines as
-	// 'deis logs' shows. One takes some kilobytes where it says why a rollout failed.
+	// keptActivity is how many rows of activity there are of an app: as many lines as 'deis logs' shows. One takes some
+	// kilobytes where it says why a rollout failed. Of what concerns no app as many logins are kept, and all that
+	// people and operators did.
 	keptActivity = 1000
 	// unusedConfig is how old a config must be that nothing refers to, to be removed. A new one waits
 	// for its rollout, which takes seconds.
@@ -52,7 +55,16 @@ func prunePushes(ctx context.Context, tx *sql.Tx, app string) error {
 		AND seq <= (SELECT seq FROM pushes WHERE app = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)`, app, app, keptPushes)
 }
 
-func pruneActivity(ctx context.Context, tx *sql.Tx, app string) error {
-	return exec(ctx, tx, `DELETE FROM activity WHERE app = ?
-		AND id <= (SELECT id FROM activity WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)`, app, app, keptActivity)
+// pruneActivity removes the older rows like one that was added.
+func pruneActivity(ctx context.Context, tx *sql.Tx, a paas.Activity) error {
+	if a.App != "" {
+		return exec(ctx, tx, `DELETE FROM activity WHERE app = ?
+			AND id <= (SELECT id FROM activity WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)`, a.App, a.App, keptActivity)
+	}
+	if a.Text != a.User+loggedIn {
+		return nil
+	}
+	return exec(ctx, tx, `DELETE FROM activity WHERE app = '' AND text = username || ?
+		AND id <= (SELECT id FROM activity WHERE app = '' AND text = username || ? ORDER BY id DESC LIMIT 1 OFFSET ?)`,
+		loggedIn, loggedIn, keptActivity)
 }

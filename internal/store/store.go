@@ -249,7 +249,7 @@ func (s *Store) mutate(ctx context.Context, a paas.Activity, fn func(tx *sql.Tx,
 		if err != nil {
 			return err
 		}
-		return pruneActivity(ctx, tx, a.App)
+		return pruneActivity(ctx, tx, a)
 	})
 	if err == nil {
 		s.news.tell(a.App)

@@ -82,6 +82,9 @@ func (s *Store) CheckPassword(ctx context.Context, username, password string) (b
 	return s.hasher.verify(ctx, password, c.hash)
 }
 
+// loggedIn follows a name in the row of activity of a login.
+const loggedIn = " logged in"
+
 // Login returns the user's token, the same one each time. The error is Invalid
 // for a wrong password, an unknown and an inactive user alike.
 func (s *Store) Login(ctx context.Context, username, password string) (string, error) {
@@ -94,7 +97,7 @@ func (s *Store) Login(ctx context.Context, username, password string) (string, e
 		return "", refused
 	}
 	var token string
-	act := paas.Activity{User: username, Text: username + " logged in"}
+	act := paas.Activity{User: username, Text: username + loggedIn}
 	err = s.mutate(ctx, act, func(tx *sql.Tx, _ *paas.Activity) error {
 		c, err := one(ctx, tx, scanCredentials, "SELECT id, password, token_serial, active FROM users WHERE username = ?", username)
 		if err != nil || !c.active {

@@ -297,7 +297,7 @@ func copyUntilRunning(r io.Reader, out io.Writer) (failure string, ok bool) {
 			return "", true
 		}
 	}
-	return "", false
+	return "", false // it has ended: its log says more
 }
 
 // environ is our environment with the settings as they are now.

@@ -179,15 +179,23 @@ func (e *Engine) prepare(ctx context.Context, img *image, id string) error {
 	return wrap(err, "create snapshot of %s", img.name)
 }
 
-// makeSnapshot makes one at a time, and tries again where its directory is there already. A containerd that is killed between making
-// the directory and writing that down gives the number again when it is back; it fails then and removes the directory, no matter
-// whether somebody else has made a snapshot of that number meanwhile.
+// makeSnapshot tries again where the directory is there already. A containerd that is killed between making the directory and
+// writing that down gives the number again when it is back; it fails then and removes the directory, no matter whether somebody
+// else has made a snapshot of that number meanwhile. So further attempts are made when no other one is under way.
 func (e *Engine) makeSnapshot(ctx context.Context, id, parent string, opts ...snapshots.Opt) error {
+	sn := e.client.SnapshotService(snapshotter)
+	e.preparing.RLock()
+	_, err := sn.Prepare(ctx, id, parent, opts...)
+	e.preparing.RUnlock()
+	stray := func() bool {
+		return err != nil && strings.Contains(err.Error(), "failed to rename") && strings.Contains(err.Error(), "file exists")
+	}
+	if !stray() {
+		return err
+	}
 	e.preparing.Lock()
 	defer e.preparing.Unlock()
-	sn := e.client.SnapshotService(snapshotter)
-	_, err := sn.Prepare(ctx, id, parent, opts...)
-	if err != nil && strings.Contains(err.Error(), "failed to rename") && strings.Contains(err.Error(), "file exists") {
+	for n := 0; stray() && n < attempts; n++ {
 		_, err = sn.Prepare(ctx, id, parent, opts...)
 	}
 	return err

@@ -42,6 +42,13 @@ func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image
 		return keep(engine.Image{Name: img.Name, Digest: img.Target.Digest.String(), Updated: img.UpdatedAt})
 	})
 	for i, img := range list {
+		now, err := e.client.ImageService().Get(ctx, img.Name)
+		if err != nil || now.UpdatedAt.After(img.UpdatedAt) {
+			if err = unlessGone(err); err != nil {
+				return wrap(err, "look at image %s", img.Name)
+			}
+			continue // gone, or pushed again
+		}
 		e.images.drop(img.Name)
 		var how []images.DeleteOpt
 		if i == len(list)-1 { // by itself containerd collects after a hundred changes only
@@ -123,10 +130,8 @@ func (e *Engine) Usage(ctx context.Context) (engine.Usage, error) {
 			usage.Apps[l.app] = a
 		}
 	}
-	for app, size := range e.written.of(ctx, e) {
-		a := usage.Apps[app]
-		a.Written = size
-		usage.Apps[app] = a
+	if err := e.writtenUsage(ctx, usage.Apps); err != nil {
+		return usage, err
 	}
 	return usage, e.logUsage(usage.Apps)
 }

@@ -99,7 +99,7 @@ type Engine struct {
 	layerSizes layerSizes
 	written    writtenSizes
 	sets       locks
-	preparing  sync.Mutex // for makeSnapshot
+	preparing  sync.RWMutex // for makeSnapshot
 	// untidy has something when tidy has to look.
 	untidy chan struct{}
 	watch  watchers

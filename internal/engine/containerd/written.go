@@ -11,31 +11,34 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+
+	"github.com/deis/deis/internal/engine"
 )
 
 const (
 	// writtenPause is the shortest time between two looks at what instances wrote, and writtenShare how many times
-	// as long as the last look took: a file costs two microseconds, or a read of the disk.
+	// as long as the last look took: a file costs two microseconds, or a read of the disk. longestPause bounds that.
 	writtenPause = time.Minute
 	writtenShare = 20
+	longestPause = 10 * time.Minute
 	// writtenWait is how long Usage waits for a look. When that is not enough it tells what the last one found.
 	writtenWait = time.Second
 	// writtenTime bounds the look at one instance; some ten million files.
 	writtenTime = 5 * time.Minute
 )
 
-// writtenSizes is what the instances of each app have written to their own files. The zero value is ready.
+// writtenSizes is what containers have written to their own files. The zero value is ready.
 type writtenSizes struct {
 	mu    sync.Mutex
-	apps  map[string]int64
-	next  time.Time     // of the next look
-	ended chan struct{} // closed when the look that is under way has ended; nil when none is
+	sizes map[string]int64 // by container ID; never changed, only replaced
+	next  time.Time        // of the next look
+	ended chan struct{}    // closed when the look that is under way has ended; nil when none is
 }
 
 // of returns what is known, after a look if it is time for one.
 func (w *writtenSizes) of(ctx context.Context, e *Engine) map[string]int64 {
 	w.mu.Lock()
-	if w.ended == nil && !time.Now().Before(w.next) {
+	if w.ended == nil && !time.Now().Before(w.next) && e.life.Err() == nil {
 		w.ended = make(chan struct{})
 		e.done.Go(func() { w.look(e) })
 	}
@@ -50,42 +53,68 @@ func (w *writtenSizes) of(ctx context.Context, e *Engine) map[string]int64 {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.apps // never changed, only replaced
+	return w.sizes
 }
 
 func (w *writtenSizes) look(e *Engine) {
 	began := time.Now()
-	apps, err := e.measureWritten(e.in(e.life))
+	w.mu.Lock()
+	last := w.sizes
+	w.mu.Unlock()
+	sizes, err := e.measureWritten(e.in(e.life), last)
 	if err != nil && e.life.Err() == nil {
 		e.opts.Log.Warn("what instances have written is not known", "error", err.Error())
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if apps != nil {
-		w.apps = apps
+	if sizes != nil {
+		w.sizes = sizes
 	}
-	w.next = time.Now().Add(max(writtenPause, writtenShare*time.Since(began)))
+	w.next = time.Now().Add(min(max(writtenPause, writtenShare*time.Since(began)), longestPause))
 	close(w.ended)
 	w.ended = nil
 }
 
-// measureWritten adds up the writable layers of all containers by app, one after the other. Those that cannot be
-// measured are left out, and an error says so.
-func (e *Engine) measureWritten(ctx context.Context) (map[string]int64, error) {
-	apps := map[string]int64{}
-	var errs []error
-	for _, kind := range []string{kindInstance, kindJob} {
-		list, err := e.records(ctx, "", kind)
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range list {
-			size, err := e.writtenBy(ctx, r.ID)
-			apps[r.App] += size
-			errs = append(errs, wrap(err, "measure the files of container %s", r.ID))
-		}
+// measureWritten measures the writable layers of all containers, one after the other. Of those that cannot be
+// measured it has the last size, and an error says so.
+func (e *Engine) measureWritten(ctx context.Context, last map[string]int64) (map[string]int64, error) {
+	list, err := e.containers(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return apps, errors.Join(errs...)
+	sizes := map[string]int64{}
+	var errs []error
+	for _, r := range list {
+		size, err := e.writtenBy(ctx, r.ID)
+		if err != nil {
+			errs = append(errs, wrap(err, "measure the files of container %s", r.ID))
+			size = last[r.ID]
+		}
+		sizes[r.ID] = size
+	}
+	return sizes, errors.Join(errs...)
+}
+
+// containers are the records of all instances and one-offs.
+func (e *Engine) containers(ctx context.Context) ([]record, error) {
+	instances, err := e.records(ctx, "", kindInstance)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := e.records(ctx, "", kindJob)
+	return append(instances, jobs...), err
+}
+
+// writtenUsage adds what the containers that are there have written.
+func (e *Engine) writtenUsage(ctx context.Context, apps map[string]engine.AppUsage) error {
+	sizes := e.written.of(ctx, e)
+	list, err := e.containers(ctx)
+	for _, r := range list {
+		a := apps[r.App]
+		a.Written += sizes[r.ID]
+		apps[r.App] = a
+	}
+	return err
 }
 
 // writtenBy is 0 for a container that is gone.

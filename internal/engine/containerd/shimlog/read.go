@@ -204,8 +204,14 @@ func (r *Reader) following(own os.FileInfo) (*os.File, error) {
 			return nil, err
 		}
 		name, isOurs := r.path, os.SameFile(old, own)
-		if old != nil && !isOurs && predecessor(r.file) != inode(old) {
-			name += oldSuffix
+		if old != nil && !isOurs {
+			younger, err := r.isYounger(old, own)
+			if err != nil {
+				return nil, err
+			}
+			if younger {
+				name += oldSuffix
+			}
 		}
 		f, err := openIfThere(name)
 		if err != nil {
@@ -222,6 +228,17 @@ func (r *Reader) following(own os.FileInfo) (*os.File, error) {
 		}
 		return f, nil
 	}
+}
+
+// isYounger reports whether the predecessor that is there was begun after our file. The numbers of files that are gone are given
+// again, so ours may name it by mistake; but who names ours follows it, and else what was written last is younger.
+func (r *Reader) isYounger(old, own os.FileInfo) (bool, error) {
+	f, err := openIfThere(r.path + oldSuffix)
+	if f == nil || err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return predecessor(f) == inode(own) || old.ModTime().After(own.ModTime()), nil
 }
 
 // openIfThere is nil if there is no such file.
