@@ -654,19 +654,7 @@ func (b *buildpackRun) buildEnv(layer string) []string {
 	if err != nil || !strings.Contains(string(text), "build = true") {
 		b.t.Fatalf("the layer %s is not for builds: %v\n%s", layer, err, text)
 	}
-	env := []string{"PATH=/layers/" + layer + "/bin:/usr/local/bin:/usr/bin:/bin"}
-	files, err := filepath.Glob(b.path("layers/" + layer + "/env.build/*.default"))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, file := range files {
-		value, err := os.ReadFile(file)
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		env = append(env, strings.TrimSuffix(filepath.Base(file), ".default")+"="+string(value))
-	}
-	return env
+	return append(b.layerEnv(layer, "env.build"), "PATH=/layers/"+layer+"/bin:/usr/local/bin:/usr/bin:/bin")
 }
 
 func testNodeFailures(t *testing.T, b *buildpackRun) {
@@ -781,7 +769,7 @@ func (b *buildpackRun) ask(path, ready, layer string) string {
 	}
 	body, err := ask("http://127.0.0.1:" + port + path)
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	if end := cmd.Wait(); end != nil || err != nil {
 		b.t.Errorf("%v; ended with %v; log:\n%s", err, end, log)

@@ -799,21 +799,28 @@ func (b *buildpackRun) launchEnv() []string {
 		if _, err := os.Stat(b.path("layers/" + layer + "/bin")); err == nil {
 			path += "/layers/" + layer + "/bin:"
 		}
-		files, err := filepath.Glob(b.path("layers/" + layer + "/env.launch/*"))
+		env = append(env, b.layerEnv(layer, "env.launch")...)
+	}
+	return append(env, "PATH="+path+"/usr/local/bin:/usr/bin:/bin")
+}
+
+// layerEnv is what a layer has for one phase.
+func (b *buildpackRun) layerEnv(layer, phase string) (env []string) {
+	b.t.Helper()
+	files, err := filepath.Glob(b.path("layers/" + layer + "/" + phase + "/*"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, file := range files {
+		value, err := os.ReadFile(file)
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		for _, file := range files {
-			value, err := os.ReadFile(file)
-			if err != nil {
-				b.t.Fatal(err)
-			}
-			if name, how, _ := strings.Cut(filepath.Base(file), "."); how != "delim" {
-				env = append(env, name+"="+string(value))
-			}
+		if name, how, _ := strings.Cut(filepath.Base(file), "."); how != "delim" {
+			env = append(env, name+"="+string(value))
 		}
 	}
-	return append(env, "PATH="+path+"/usr/local/bin:/usr/bin:/bin")
+	return env
 }
 
 // serve starts the process web, waits until it says that it is ready, asks it, and ends it.
@@ -827,13 +834,13 @@ func (b *buildpackRun) serve(ready string) {
 	_ = listener.Close()
 	cmd := b.command(append(b.launchEnv(), "PORT="+port, "POWERED_BY=a test"), b.web()...)
 	log := new(bytes.Buffer)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = log, log, time.Second
 	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
 	body, err := ask("http://127.0.0.1:" + port + "/")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	if end := cmd.Wait(); end != nil || err != nil || body != "Powered by a test\n" {
 		b.t.Errorf("answer %q, %v; ended with %v; log:\n%s", body, err, end, log)
@@ -845,11 +852,10 @@ func (b *buildpackRun) serve(ready string) {
 func ask(url string) (string, error) {
 	var resp *http.Response
 	var err error
-	for range 100 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if resp, err = http.Get(url); err == nil {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	if err != nil {
 		return "", err
