@@ -172,31 +172,33 @@ func (e *Engine) prepare(ctx context.Context, img *image, id string) error {
 	})
 	err := e.makeSnapshot(ctx, id, img.chainID, root)
 	if errdefs.IsNotFound(err) {
-		if err = e.unpack(ctx, img); err == nil {
+		if err = pastStray(func() error { return e.unpack(ctx, img) }); err == nil {
 			err = e.makeSnapshot(ctx, id, img.chainID, root)
 		}
 	}
 	return wrap(err, "create snapshot of %s", img.name)
 }
 
-// makeSnapshot tries again where the directory is there already. A containerd that is killed between making the directory and
-// writing that down gives the number again when it is back; it fails then and removes the directory, no matter whether somebody
-// else has made a snapshot of that number meanwhile. So further attempts are made when no other one is under way.
+// makeSnapshot makes one at a time: see pastStray.
 func (e *Engine) makeSnapshot(ctx context.Context, id, parent string, opts ...snapshots.Opt) error {
-	sn := e.client.SnapshotService(snapshotter)
-	e.preparing.RLock()
-	_, err := sn.Prepare(ctx, id, parent, opts...)
-	e.preparing.RUnlock()
-	stray := func() bool {
-		return err != nil && strings.Contains(err.Error(), "failed to rename") && strings.Contains(err.Error(), "file exists")
-	}
-	if !stray() {
+	if err := e.Ready(ctx); err != nil { // who waits for containerd holds up nobody
 		return err
 	}
 	e.preparing.Lock()
 	defer e.preparing.Unlock()
-	for n := 0; stray() && n < attempts; n++ {
-		_, err = sn.Prepare(ctx, id, parent, opts...)
+	return pastStray(func() error {
+		_, err := e.client.SnapshotService(snapshotter).Prepare(ctx, id, parent, opts...)
+		return err
+	})
+}
+
+// pastStray makes a snapshot, and tries again where its directory is there already. A containerd that is killed between making
+// the directory and writing that down gives the number again when it is back; it fails then and removes the directory, no
+// matter whether somebody else has made a snapshot of that number meanwhile.
+func pastStray(do func() error) error {
+	err := do()
+	if err != nil && strings.Contains(err.Error(), "failed to rename") && strings.Contains(err.Error(), "file exists") {
+		return do()
 	}
 	return err
 }

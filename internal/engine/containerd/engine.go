@@ -99,7 +99,7 @@ type Engine struct {
 	layerSizes layerSizes
 	written    writtenSizes
 	sets       locks
-	preparing  sync.RWMutex // for makeSnapshot
+	preparing  sync.Mutex // for makeSnapshot
 	// untidy has something when tidy has to look.
 	untidy chan struct{}
 	watch  watchers
