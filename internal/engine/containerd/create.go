@@ -181,8 +181,8 @@ func (e *Engine) prepare(ctx context.Context, img *image, id string) error {
 
 // makeSnapshot makes one at a time: see pastStray.
 func (e *Engine) makeSnapshot(ctx context.Context, id, parent string, opts ...snapshots.Opt) error {
-	if err := e.Ready(ctx); err != nil { // who waits for containerd holds up nobody
-		return err
+	if _, err := e.client.Version(ctx); err != nil { // who waits for containerd holds up nobody
+		return native(err)
 	}
 	e.preparing.Lock()
 	defer e.preparing.Unlock()
