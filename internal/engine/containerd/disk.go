@@ -41,14 +41,10 @@ func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image
 	list = slices.DeleteFunc(list, func(img images.Image) bool {
 		return keep(engine.Image{Name: img.Name, Digest: img.Target.Digest.String(), Updated: img.UpdatedAt})
 	})
+	if list, err = e.unchanged(ctx, list); err != nil {
+		return err
+	}
 	for i, img := range list {
-		now, err := e.client.ImageService().Get(ctx, img.Name)
-		if err != nil || now.UpdatedAt.After(img.UpdatedAt) {
-			if err = unlessGone(err); err != nil {
-				return wrap(err, "look at image %s", img.Name)
-			}
-			continue // gone, or pushed again
-		}
 		e.images.drop(img.Name)
 		var how []images.DeleteOpt
 		if i == len(list)-1 { // by itself containerd collects after a hundred changes only
@@ -60,6 +56,20 @@ func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image
 		e.opts.Log.Info("removed an image that no kept release needs", "app", app, "image", img.Name)
 	}
 	return nil
+}
+
+// unchanged leaves out images that are gone meanwhile, or were pushed again.
+func (e *Engine) unchanged(ctx context.Context, list []images.Image) (same []images.Image, err error) {
+	for _, img := range list {
+		now, err := e.client.ImageService().Get(ctx, img.Name)
+		if unlessGone(err) != nil {
+			return nil, wrap(err, "look at image %s", img.Name)
+		}
+		if err == nil && !now.UpdatedAt.After(img.UpdatedAt) {
+			same = append(same, img)
+		}
+	}
+	return same, nil
 }
 
 // layerSizes remembers the layers of images, which never change. It grows with
