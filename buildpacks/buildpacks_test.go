@@ -578,15 +578,8 @@ is_repeatable && echo "The installation is kept" || echo "The installation is re
 func testNodeForRuby(t *testing.T, b *buildpackRun) {
 	rake := `abort "no key" unless ENV["SECRET_KEY_BASE"]
 puts IO.popen(["node", "-p", "require('ms')('2s') + ' ' + process.env.NODE_ENV + ' ' + process.env.SKIP_YARN_INSTALL"], &:read)`
-	files := gemfile("propshaft (1)", "railties (7)", "rake (13)")
-	maps.Copy(files, map[string]string{
-		"vendor/cache/propshaft-1.gem": b.gem("propshaft", "1", "", nil),
-		"vendor/cache/railties-7.gem":  b.gem("railties", "7", "", nil),
-		"vendor/cache/rake-13.gem":     b.gem("rake", "13", "g.executables = ['rake']; g.bindir = 'exe'", map[string]string{"exe/rake": rake}),
-		"Gemfile":                      "source 'https://rubygems.org'\ngem 'propshaft'\ngem 'railties'\ngem 'rake'\n",
-		"Rakefile":                     "",
-		"package.json":                 `{"name": "app", "version": "1.0.0", "scripts": {"start": "watch"}, "devDependencies": {"ms": "2.1.3"}}`,
-	})
+	files := b.railsApp(rake)
+	files["package.json"] = `{"name": "app", "version": "1.0.0", "scripts": {"start": "watch"}, "devDependencies": {"ms": "2.1.3"}}`
 	files["package-lock.json"] = b.npmLock(files["package.json"])
 	node, ruby := b.buildFor("ruby", files)
 	want(t, node, "Installing dependencies from package-lock.json")

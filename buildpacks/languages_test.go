@@ -348,9 +348,9 @@ func testRubyVersion(t *testing.T, b *buildpackRun) {
 	want(t, b.build(files), ".ruby-version says 3.1.99: Ruby 3.1.", "Ruby has no default web process")
 }
 
-func testRails(t *testing.T, b *buildpackRun) {
-	rake := `abort "no key" unless ENV["SECRET_KEY_BASE"]; require "fileutils"; FileUtils.mkdir_p "public/assets"
-File.write "public/assets/app.css", ""; File.write "tmp/cache/assets/kept", ""; puts "ran #{ARGV} #{ENV["RAILS_ENV"]}"`
+// railsApp is an app of Rails by its gems, with a rake of the test's.
+func (b *buildpackRun) railsApp(rake string) map[string]string {
+	b.t.Helper()
 	files := gemfile("propshaft (1)", "railties (7)", "rake (13)")
 	maps.Copy(files, map[string]string{
 		"vendor/cache/propshaft-1.gem": b.gem("propshaft", "1", "", nil),
@@ -359,6 +359,13 @@ File.write "public/assets/app.css", ""; File.write "tmp/cache/assets/kept", ""; 
 		"Gemfile":                      "source 'https://rubygems.org'\ngem 'propshaft'\ngem 'railties'\ngem 'rake'\n",
 		"Rakefile":                     "",
 	})
+	return files
+}
+
+func testRails(t *testing.T, b *buildpackRun) {
+	rake := `abort "no key" unless ENV["SECRET_KEY_BASE"]; require "fileutils"; FileUtils.mkdir_p "public/assets"
+File.write "public/assets/app.css", ""; File.write "tmp/cache/assets/kept", ""; puts "ran #{ARGV} #{ENV["RAILS_ENV"]}"`
+	files := b.railsApp(rake)
 	want(t, b.build(files), `ran ["assets:precompile"] production`, "web -> bundle exec rails server -b 0.0.0.0 -p $PORT")
 	for _, path := range []string{"workspace/public/assets/app.css", "layers/cache/assets/kept", "layers/defaults/env.launch/RAILS_LOG_TO_STDOUT.default"} {
 		if _, err := os.Stat(b.path(path)); err != nil {

@@ -36,6 +36,15 @@ func (e *imageEngine) Usage(context.Context) (engine.Usage, error) { return e.us
 
 func digestOf(n int) string { return fmt.Sprintf("sha256:%064d", n) }
 
+// postBuild posts the build of commit number n, as the builder does for alice, and wants this status.
+func (c *client) postBuild(status int, app paas.App, n int) {
+	c.p.t.Helper()
+	c.want(status, "POST", "/v1/hooks/build", api.BuildHook{
+		RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: app.ID}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
+		Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
+	})
+}
+
 // TestCollect: the images of the last releases stay, those of builds not
 // released yet, and those that nobody knows while they are young.
 func TestCollect(t *testing.T) {
@@ -49,10 +58,7 @@ func TestCollect(t *testing.T) {
 	const builds = 6
 	began := time.Now()
 	for n := 1; n <= builds; n++ {
-		builder.want(200, "POST", "/v1/hooks/build", api.BuildHook{
-			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
-			Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
-		})
+		builder.postBuild(200, app, n)
 	}
 	later := paas.Build{App: app.UUID, Owner: "alice", Image: paas.LocalImages + app.UUID + ":git-later", Digest: digestOf(7), SHA: "7"}
 	if err := p.s.store.CreateBuild(t.Context(), &later); err != nil {
@@ -101,10 +107,7 @@ func TestCollectFailedDeploys(t *testing.T) {
 	s := &server{store: p.s.store, engine: e}
 	for n := range 3 {
 		e.images[digestOf(n)] = time.Now()
-		builder.want(503, "POST", "/v1/hooks/build", api.BuildHook{
-			RepoHook: api.RepoHook{ReceiveUser: "alice", ReceiveRepo: "shop"}, SHA: fmt.Sprintf("%040d", n), Digest: digestOf(n),
-			Image: fmt.Sprintf("%s%s:git-%012d", paas.LocalImages, app.UUID, n), Procfile: map[string]string{"web": "serve"}, Strategy: "dockerfile",
-		})
+		builder.postBuild(503, app, n)
 	}
 	e.images[digestOf(1)] = time.Now()
 	if err := s.collect(t.Context(), app); err != nil {
