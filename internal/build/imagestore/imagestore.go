@@ -50,7 +50,8 @@ func (s *Store) Close() error { return s.client.Close() }
 func (s *Store) Client() *containerd.Client { return s.client }
 
 // Lease returns a context with which what is written is kept until done, or for
-// a day where done is never called. What an image refers to by then stays.
+// a day where done is never called. What an image refers to by then stays. A context that has a
+// lease already comes back as it is, and its done does nothing.
 func (s *Store) Lease(ctx context.Context) (_ context.Context, done func(), err error) {
 	leased, end, err := s.client.WithLease(ctx)
 	if err != nil {
@@ -202,7 +203,8 @@ func (s *Store) ReadJSON(ctx context.Context, desc ocispec.Descriptor, into any)
 
 // Put makes an image of a configuration and of layers that are in the store
 // already, and gives it a name, which it takes from whatever had it. config.RootFS
-// must name the layers' diff IDs. Labels are those of the name's record. Call it with a Lease.
+// must name the layers' diff IDs. Labels are those of the name's record. The layers must be held by
+// a Lease, or by an image that stays.
 func (s *Store) Put(ctx context.Context, name string, config ocispec.Image, layers []ocispec.Descriptor, labels map[string]string) (ocispec.Descriptor, error) {
 	if config.Architecture == "" {
 		config.Platform = ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"}
@@ -227,6 +229,11 @@ func (s *Store) PutConfig(ctx context.Context, name string, config []byte, layer
 	for i, l := range layers {
 		refs[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = l.Digest.String()
 	}
+	ctx, done, err := s.Lease(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("image %s: %w", name, err)
+	}
+	defer done()
 	configDesc, err := s.document(ctx, ocispec.MediaTypeImageConfig, config, map[string]string{
 		// The snapshots of the layers stay as long as the configuration does.
 		"containerd.io/gc.ref.snapshot." + defaults.DefaultSnapshotter: chainID(parsed.RootFS.DiffIDs).String(),
