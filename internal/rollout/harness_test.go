@@ -232,7 +232,7 @@ type world struct {
 	m       *Manager
 	stop    func()
 
-	logsFrom  time.Time // when the engine's logs appear
+	logsFrom  time.Time // when logs appear, but for the engine's own line
 	skipWaits bool
 	deaf      bool // no event of the engine is heard
 
@@ -471,10 +471,17 @@ func (s spy) Watch(ctx context.Context) <-chan string {
 }
 
 func (s spy) Logs(ctx context.Context, app string, q engine.LogQuery, yield func(engine.LogLine) error) error {
-	if time.Now().Before(s.w.logsFrom) {
-		return nil
+	if !time.Now().Before(s.w.logsFrom) {
+		return s.Engine.Logs(ctx, app, q, yield)
 	}
-	return s.Engine.Logs(ctx, app, q, yield)
+	told := false
+	return s.Engine.Logs(ctx, app, q, func(l engine.LogLine) error {
+		if told {
+			return nil
+		}
+		told, l.Text = true, "deis: ended"
+		return yield(l)
+	})
 }
 
 // list writes the engine's instances as "web.1@3 up".

@@ -176,7 +176,7 @@ func TestFailureKeepsTheOld(t *testing.T) {
 				w.engine.SetPrograms(func(engine.Process) (fake.Program, error) { return fake.Program{Ends: true, Code: 1}, nil })
 			},
 			[]string{"aborting, failed to create some containers\nw", "exit code 1", "It wrote nothing to its log."},
-			time.Second,
+			tailWait + time.Second,
 		},
 		{"exit", func(w *world) {
 			w.engine.SetPrograms(func(p engine.Process) (fake.Program, error) {
@@ -186,10 +186,10 @@ func TestFailureKeepsTheOld(t *testing.T) {
 				}
 				return fake.Program{Print: lines, Deaf: true, Ends: true, After: 20 * time.Second, Code: 3}, nil
 			})
-		}, []string{"aborting, failed to create some containers\nw", "exit code 3", "\n  line 2 about [TOKEN]", "\n  line 21"}, 20*time.Second + 10*time.Millisecond},
+		}, []string{"aborting, failed to create some containers\nw", "exit code 3", "\n  line 2 about [TOKEN]", "\n  line 21"}, 20*time.Second + 2*tailPause},
 		{"no port", func(w *world) {
 			w.engine.SetPrograms(func(engine.Process) (fake.Program, error) { return fake.Program{Deaf: true}, nil })
-		}, []string{"aborting, app containers failed to respond to health check\nweb.", "nothing listens on 127."}, DefaultStartTimeout + time.Second},
+		}, []string{"aborting, app containers failed to respond to health check\nweb.", "nothing listens on 127."}, DefaultStartTimeout + tailWait + time.Second},
 		{"health check", func(w *world) {
 			w.engine.SetProbe(func(_ engine.Instance, c engine.Check) error {
 				if c.Path == "/up" {
@@ -1020,7 +1020,7 @@ func TestReasonWaitsForTheLog(t *testing.T) {
 			return fake.Program{Print: []fake.Line{{Text: "no such file"}}, Ends: true, Code: 2}, nil
 		})
 		w.start()
-		w.logsFrom = time.Now().Add(tailWait)
+		w.logsFrom = time.Now().Add(tailWait / 2)
 		_, _, err := w.do(Request{Kind: paas.RolloutDeploy, Build: "b1"})
 		w.wantFailure(err, "web.1: exit code 2\nThe last lines of its log:\n  no such file")
 	})

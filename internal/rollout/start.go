@@ -33,8 +33,9 @@ const (
 	tailLines, tailWidth = 20, 300
 	// tailSearch is how many lines of the app are searched for them.
 	tailSearch = 1000
-	// tailWait is what a log may lag behind its instance.
-	tailWait = 200 * time.Millisecond
+	// tailWait is what a log may lag behind its instance, and tailPause how long nothing comes before it is taken for whole.
+	tailWait  = time.Second
+	tailPause = 100 * time.Millisecond
 )
 
 // starter brings the new sets of one rollout up, in one batch or several.
@@ -387,10 +388,7 @@ func (s *starter) lines(ctx context.Context, inst engine.Instance) []engine.LogL
 
 // describe says what happened to an instance, with its last lines.
 func (s *starter) describe(ctx context.Context, f *fault) string {
-	lines := s.lines(ctx, f.inst)
-	if len(lines) == 0 && !s.m.opt.SkipWaits && sleep(ctx, tailWait) {
-		lines = s.lines(ctx, f.inst)
-	}
+	lines := s.lastLines(ctx, f.inst)
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s: %s", name(f.inst), s.redact(f.reason))
 	if len(lines) == 0 {
@@ -402,6 +400,22 @@ func (s *starter) describe(ctx context.Context, f *fault) string {
 		text.WriteString("\n  " + cut(s.redact(l.Text), tailWidth))
 	}
 	return text.String()
+}
+
+// lastLines waits for what an instance has written: the engine tells of its end, with a line of its own, while the process
+// that writes the log may still have the rest.
+func (s *starter) lastLines(ctx context.Context, inst engine.Instance) []engine.LogLine {
+	own := func(l engine.LogLine) bool { return !strings.HasPrefix(l.Text, "deis: ") }
+	lines := s.lines(ctx, inst)
+	until := time.Now().Add(tailWait)
+	for !s.m.opt.SkipWaits && time.Now().Before(until) && sleep(ctx, tailPause) {
+		count := len(lines)
+		lines = s.lines(ctx, inst)
+		if len(lines) == count && slices.ContainsFunc(lines, own) {
+			break
+		}
+	}
+	return lines
 }
 
 // cut shortens a line without breaking a character.
