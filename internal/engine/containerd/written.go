@@ -1,10 +1,14 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,20 +27,28 @@ const (
 	longestPause = 10 * time.Minute
 	// writtenWait is how long Usage waits for a look. When that is not enough it tells what the last one found.
 	writtenWait = time.Second
-	// writtenTime bounds the look at one instance; some ten million files.
-	writtenTime = 5 * time.Minute
+	// writtenBatch is how many containers are measured by one process, which costs more than a small container does.
+	// writtenTime bounds it; some ten million files.
+	writtenBatch = 50
+	writtenTime  = 5 * time.Minute
 )
+
+// writable is the directory of what a container has written, and what its files take on the disk, in bytes.
+type writable struct {
+	dir  string
+	size int64
+}
 
 // writtenSizes is what containers have written to their own files. The zero value is ready.
 type writtenSizes struct {
 	mu    sync.Mutex
-	sizes map[string]int64 // by container ID; never changed, only replaced
-	next  time.Time        // of the next look
-	ended chan struct{}    // closed when the look that is under way has ended; nil when none is
+	sizes map[string]writable // by container ID; never changed, only replaced
+	next  time.Time           // of the next look
+	ended chan struct{}       // closed when the look that is under way has ended; nil when none is
 }
 
 // of returns what is known, after a look if it is time for one.
-func (w *writtenSizes) of(ctx context.Context, e *Engine) map[string]int64 {
+func (w *writtenSizes) of(ctx context.Context, e *Engine) map[string]writable {
 	w.mu.Lock()
 	if w.ended == nil && !time.Now().Before(w.next) && e.life.Err() == nil {
 		w.ended = make(chan struct{})
@@ -75,24 +87,52 @@ func (w *writtenSizes) look(e *Engine) {
 	w.ended = nil
 }
 
-// measureWritten measures the writable layers of all containers, one after the other. Of those that cannot be
-// measured it has the last size, and an error says so.
-func (e *Engine) measureWritten(ctx context.Context, last map[string]int64) (map[string]int64, error) {
+// measureWritten measures the writable layers of all containers. Of those that cannot be measured it has the last size,
+// and an error says so.
+func (e *Engine) measureWritten(ctx context.Context, last map[string]writable) (map[string]writable, error) {
 	list, err := e.containers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	sizes := map[string]int64{}
+	layers := map[string]writable{}
 	var errs []error
 	for _, r := range list {
-		size, err := e.writtenBy(ctx, r.ID)
-		if err != nil {
-			errs = append(errs, wrap(err, "measure the files of container %s", r.ID))
-			size = last[r.ID]
+		layer, known := last[r.ID]
+		if !known {
+			mounts, err := e.client.SnapshotService(snapshotter).Mounts(ctx, r.ID)
+			if err != nil {
+				errs = append(errs, wrap(unlessGone(err), "find the files of container %s", r.ID))
+				continue
+			}
+			layer.dir = writableDir(mounts)
 		}
-		sizes[r.ID] = size
+		layers[r.ID] = layer
 	}
-	return sizes, errors.Join(errs...)
+	// The order is another each time, so that who takes all of writtenTime does not always hold up the same others.
+	for batch := range slices.Chunk(slices.Collect(maps.Keys(layers)), writtenBatch) {
+		errs = append(errs, e.measureLayers(ctx, layers, batch))
+	}
+	return layers, errors.Join(errs...)
+}
+
+// measureLayers measures some of the layers, and takes out what is gone.
+func (e *Engine) measureLayers(ctx context.Context, layers map[string]writable, ids []string) error {
+	dirs := make([]string, len(ids))
+	for i, id := range ids {
+		dirs[i] = layers[id].dir
+	}
+	sizes, err := dirSizes(ctx, dirs)
+	var errs []error
+	for i, id := range ids {
+		if size, ok := sizes[dirs[i]]; ok {
+			layers[id] = writable{dirs[i], size}
+		} else if _, gone := e.client.SnapshotService(snapshotter).Stat(ctx, id); errdefs.IsNotFound(gone) {
+			delete(layers, id)
+		} else {
+			errs = append(errs, wrap(cmp.Or(err, errNotMeasured), "measure the files of container %s", id))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // containers are the records of all instances and one-offs.
@@ -111,25 +151,10 @@ func (e *Engine) writtenUsage(ctx context.Context, apps map[string]engine.AppUsa
 	list, err := e.containers(ctx)
 	for _, r := range list {
 		a := apps[r.App]
-		a.Written += sizes[r.ID]
+		a.Written += sizes[r.ID].size
 		apps[r.App] = a
 	}
 	return err
-}
-
-// writtenBy is 0 for a container that is gone.
-func (e *Engine) writtenBy(ctx context.Context, id string) (int64, error) {
-	mounts, err := e.client.SnapshotService(snapshotter).Mounts(ctx, id)
-	if err != nil {
-		return 0, unlessGone(err)
-	}
-	size, err := dirSize(ctx, writableDir(mounts))
-	if err != nil {
-		if _, gone := e.client.SnapshotService(snapshotter).Stat(ctx, id); errdefs.IsNotFound(gone) {
-			return 0, nil
-		}
-	}
-	return size, err
 }
 
 // writableDir is where the writes of a container go: the upper directory of an overlay, or all of what has no layers.
@@ -147,20 +172,26 @@ func writableDir(mounts []mount.Mount) string {
 	return ""
 }
 
-// dirSize is what the files below a directory take on the disk, each once. du(1) measures it, aside and with the least
-// priority: a stranger made these files, and neither their number, depth nor change matters to it.
-func dirSize(ctx context.Context, dir string) (size int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, writtenTime)
+var errNotMeasured = errors.New("du says nothing of them")
+
+// dirSizes is what the files below each directory take on the disk, each once; a directory that cannot be read is left out.
+// du(1) measures them, aside and with the least priority: strangers made these files, and neither their number, depth nor change
+// matters to it. When it fails, what it has found so far is there.
+func dirSizes(ctx context.Context, dirs []string) (map[string]int64, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, writtenTime, fmt.Errorf("du was not done after %v", writtenTime))
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "nice", "-n", "19", "du", "-sx", "--block-size=1", "--", dir).Output()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && len(out) > 0 {
-		err = nil // files that went meanwhile
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", "du", "-sx0", "--block-size=1", "--files0-from=-")
+	cmd.Stdin = strings.NewReader(strings.Join(dirs, "\x00"))
+	out, err := cmd.Output()
+	sizes := map[string]int64{}
+	for line := range strings.SplitSeq(string(out), "\x00") {
+		text, dir, _ := strings.Cut(line, "\t")
+		if size, err := strconv.ParseInt(text, 10, 64); err == nil {
+			sizes[dir] = size
+		}
 	}
-	if err == nil {
-		_, err = fmt.Sscan(string(out), &size)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = context.Cause(ctx) // by itself du fails for files that went meanwhile
 	}
-	if err != nil {
-		return 0, fmt.Errorf("du %s: %w", dir, err)
-	}
-	return size, nil
+	return sizes, wrap(err, "measure files")
 }
