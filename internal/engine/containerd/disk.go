@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -41,35 +42,35 @@ func (e *Engine) Collect(ctx context.Context, app string, keep func(engine.Image
 	list = slices.DeleteFunc(list, func(img images.Image) bool {
 		return keep(engine.Image{Name: img.Name, Digest: img.Target.Digest.String(), Updated: img.UpdatedAt})
 	})
-	if list, err = e.unchanged(ctx, list); err != nil {
-		return err
-	}
-	for i, img := range list {
-		e.images.drop(img.Name)
-		var how []images.DeleteOpt
-		if i == len(list)-1 { // by itself containerd collects after a hundred changes only
-			how = append(how, images.SynchronousDelete())
+	for _, img := range list {
+		now, err := e.client.ImageService().Get(ctx, img.Name)
+		if err != nil || now.UpdatedAt.After(img.UpdatedAt) {
+			if err = unlessGone(err); err != nil {
+				return wrap(err, "look at image %s", img.Name)
+			}
+			continue // gone, or pushed again
 		}
-		if err := unlessGone(e.client.ImageService().Delete(ctx, img.Name, how...)); err != nil {
+		e.images.drop(img.Name)
+		if err := unlessGone(e.client.ImageService().Delete(ctx, img.Name)); err != nil {
 			return wrap(err, "remove image %s", img.Name)
 		}
 		e.opts.Log.Info("removed an image that no kept release needs", "app", app, "image", img.Name)
 	}
-	return nil
+	if len(list) == 0 {
+		return nil
+	}
+	return e.collectGarbage(ctx)
 }
 
-// unchanged leaves out images that are gone meanwhile, or were pushed again.
-func (e *Engine) unchanged(ctx context.Context, list []images.Image) (same []images.Image, err error) {
-	for _, img := range list {
-		now, err := e.client.ImageService().Get(ctx, img.Name)
-		if unlessGone(err) != nil {
-			return nil, wrap(err, "look at image %s", img.Name)
-		}
-		if err == nil && !now.UpdatedAt.After(img.UpdatedAt) {
-			same = append(same, img)
-		}
+// collectGarbage has containerd remove what nothing refers to, which it does by itself after a hundred changes only. It does it
+// at the end of any lease, when asked to.
+func (e *Engine) collectGarbage(ctx context.Context) error {
+	leased := e.client.LeasesService()
+	lease, err := leased.Create(ctx, leases.WithRandomID(), leases.WithExpiration(cleanupTime))
+	if err == nil {
+		err = leased.Delete(ctx, lease, leases.SynchronousDelete)
 	}
-	return same, nil
+	return wrap(err, "collect garbage")
 }
 
 // layerSizes remembers the layers of images, which never change. It grows with
