@@ -61,13 +61,16 @@ func (b *Builder) guarded(ctx context.Context, app string, config map[string]str
 	}
 	g := &guard{limits: limits, config: config}
 	if b.opts.CgroupParent != "" {
-		if g.snapshots = b.snapshotDir(ctx); g.snapshots != "" {
+		if g.snapshots, err = b.snapshotDir(ctx); err != nil {
+			return unavailable(ctx, err, "the container engine does not answer; push again in a moment")
+		}
+		if g.snapshots != "" {
 			if _, err := space(g.snapshots); err != nil {
 				return err
 			}
 		}
 		if g.group, err = newGroup(ctx, b.opts, app, limits); err != nil {
-			return cannotLimit(ctx, err)
+			return unavailable(ctx, fmt.Errorf("limit the build: %w", err), "the build machine cannot run builds now: tell the platform's operator")
 		}
 	}
 	g.started = time.Now()
@@ -81,15 +84,12 @@ func (b *Builder) guarded(ctx context.Context, app string, config map[string]str
 	return err
 }
 
-// cannotLimit is the end of a build that nobody but the operator can mend.
-func cannotLimit(ctx context.Context, err error) error {
+// unavailable is the end of a build that the machine is at fault for, unless the build was cancelled.
+func unavailable(ctx context.Context, err error, message string) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	return &paas.Error{
-		Code: paas.Unavailable, Err: fmt.Errorf("limit the build: %w", err),
-		Message: "the build machine cannot run builds now: tell the platform's operator",
-	}
+	return &paas.Error{Code: paas.Unavailable, Message: message, Err: err}
 }
 
 // newGroup makes the group of an app's builds anew.

@@ -44,13 +44,21 @@ type disk struct {
 }
 
 // snapshotDir is where the layers of builds and images are on the disk of this machine, "" when
-// containerd does not say.
-func (b *Builder) snapshotDir(ctx context.Context) string {
-	plugins, err := b.images.Client().IntrospectionService().Plugins(ctx, "type==io.containerd.snapshotter.v1,id=="+defaults.DefaultSnapshotter)
-	if err != nil || len(plugins.GetPlugins()) == 0 {
-		return ""
+// containerd does not say. A containerd that restarts is waited for.
+func (b *Builder) snapshotDir(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	if _, err := b.images.Client().IsServing(ctx); err != nil {
+		return "", err
 	}
-	return plugins.GetPlugins()[0].GetExports()["root"]
+	plugins, err := b.images.Client().IntrospectionService().Plugins(ctx, "type==io.containerd.snapshotter.v1,id=="+defaults.DefaultSnapshotter)
+	if err != nil {
+		return "", err
+	}
+	if len(plugins.GetPlugins()) == 0 {
+		return "", nil
+	}
+	return plugins.GetPlugins()[0].GetExports()["root"], nil
 }
 
 // watchDisk returns an error when the build wrote too much or the disk is nearly full, or nil at the end of ctx.

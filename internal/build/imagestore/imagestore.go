@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -23,6 +24,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/deis/deis/internal/paas"
 )
@@ -30,13 +33,23 @@ import (
 // maxDocument bounds a manifest or configuration that is read into memory, as registries do.
 const maxDocument = 4 << 20
 
+// connectWait bounds a connection to containerd, redial is the pause after one that failed.
+const (
+	connectWait = 10 * time.Second
+	redial      = 100 * time.Millisecond
+)
+
 // Store is the images of one namespace of a containerd. Its methods may be
 // called concurrently.
 type Store struct{ client *containerd.Client }
 
 // Open returns the store at a containerd's socket. It connects when it is used.
 func Open(address, namespace string) (*Store, error) {
-	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace))
+	// By itself gRPC looks for a containerd that was restarted after up to ten seconds only.
+	quick := backoff.Config{BaseDelay: redial, Multiplier: 1.5, MaxDelay: 5 * redial}
+	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace), containerd.WithExtraDialOpts([]grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quick, MinConnectTimeout: connectWait}),
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
@@ -73,23 +86,36 @@ type Image struct {
 
 // Image reads an image. The error has code paas.NotFound when there is none of that name.
 func (s *Store) Image(ctx context.Context, name string) (Image, error) {
-	record, err := s.client.ImageService().Get(ctx, name)
-	if errdefs.IsNotFound(err) {
-		return Image{}, &paas.Error{Code: paas.NotFound, Message: fmt.Sprintf("there is no image %s", name), Err: err}
+	for {
+		record, err := s.client.ImageService().Get(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return Image{}, &paas.Error{Code: paas.NotFound, Message: fmt.Sprintf("there is no image %s", name), Err: err}
+		}
+		if err != nil {
+			return Image{}, fmt.Errorf("image %s: %w", name, err)
+		}
+		img, err := s.read(ctx, record)
+		if err == nil || !errdefs.IsNotFound(err) {
+			return img, err
+		}
+		// The name may have been given to another image, and this one collected, while it was read.
+		if now, changed := s.client.ImageService().Get(ctx, name); changed == nil && now.Target.Digest == record.Target.Digest {
+			return Image{}, err
+		}
 	}
-	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", name, err)
-	}
-	img := Image{Name: name, Target: record.Target, Labels: record.Labels}
+}
+
+func (s *Store) read(ctx context.Context, record images.Image) (_ Image, err error) {
+	img := Image{Name: record.Name, Target: record.Target, Labels: record.Labels}
 	blobs := s.client.ContentStore()
 	if img.Manifest, err = images.Manifest(ctx, blobs, record.Target, platforms.Default()); err != nil {
-		return Image{}, fmt.Errorf("image %s: manifest: %w", name, err)
+		return Image{}, fmt.Errorf("image %s: manifest: %w", record.Name, err)
 	}
 	if img.ManifestDesc, err = manifestDesc(ctx, blobs, record.Target); err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", name, err)
+		return Image{}, fmt.Errorf("image %s: %w", record.Name, err)
 	}
 	if err := s.ReadJSON(ctx, img.Manifest.Config, &img.Config); err != nil {
-		return Image{}, fmt.Errorf("image %s: configuration: %w", name, err)
+		return Image{}, fmt.Errorf("image %s: configuration: %w", record.Name, err)
 	}
 	return img, nil
 }
@@ -298,14 +324,19 @@ func (s *Store) names(ctx context.Context, filters ...string) ([]string, error) 
 }
 
 func (s *Store) name(ctx context.Context, img images.Image) error {
-	_, err := s.client.ImageService().Update(ctx, img)
-	if errdefs.IsNotFound(err) {
-		_, err = s.client.ImageService().Create(ctx, img)
+	for {
+		_, err := s.client.ImageService().Update(ctx, img)
+		if errdefs.IsNotFound(err) {
+			_, err = s.client.ImageService().Create(ctx, img)
+		}
+		if errdefs.IsAlreadyExists(err) {
+			continue // made by another process meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("name image %s: %w", img.Name, err)
+		}
+		return nil
 	}
-	if err != nil && !errdefs.IsAlreadyExists(err) { // made by another process meanwhile
-		return fmt.Errorf("name image %s: %w", img.Name, err)
-	}
-	return nil
 }
 
 // Unpack makes an image ready to run at once. Images that only builds use need it not: BuildKit unpacks them
