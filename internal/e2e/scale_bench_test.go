@@ -59,6 +59,7 @@ func BenchmarkScale(b *testing.B) {
 	})
 	quiesce(ctx, b)
 	before := scrape(b, "controller")
+	sleepFor(ctx, b, 10*time.Second) // a scrape has the controller measure files
 	from := takeUsage(b)
 	sleepFor(ctx, b, idle)
 	to := takeUsage(b)

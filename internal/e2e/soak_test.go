@@ -354,7 +354,7 @@ func (a *soakApp) kill(ctx context.Context) error {
 			latest[c.num] = c
 		}
 	}
-	if len(latest) < 2 {
+	if len(latest) < 2 || !a.redundant(ctx) {
 		return nil
 	}
 	nums := slices.Sorted(maps.Keys(latest))
@@ -374,6 +374,21 @@ func (a *soakApp) kill(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("deis ps does not notice that %v was killed", victim)
+}
+
+// redundant reports whether the router has two instances to choose from: the one that follows a killed one is up before it
+// serves.
+func (a *soakApp) redundant(ctx context.Context) bool {
+	boots := map[string]bool{}
+	for range 50 {
+		if _, body, err := shared.get(ctx, shared.client(false), a.name+".localhost", "/"); err == nil {
+			boots[field(body, "boot=")] = true
+		}
+		if len(boots) > 1 {
+			return true
+		}
+	}
+	return false
 }
 
 // up lists the instances that deis ps calls up, as v<release>.<number>.
