@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/drain"
+	"github.com/deis/deis/internal/hosttest"
 )
 
 var at = time.Date(2026, 11, 22, 17, 30, 0, 123456789, time.UTC)
@@ -129,11 +130,11 @@ func messages(r io.Reader, out chan<- string) {
 
 // TestTCP: a server that goes away and comes back gets everything.
 func TestTCP(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
+	addr := hosttest.Addr(t)
+	server, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := server.Addr().String()
 	d := run(t, "tcp://"+addr, nil)
 	d.Send(line("one"))
 	conn, err := server.Accept()
@@ -165,21 +166,10 @@ func TestTCP(t *testing.T) {
 	soon(t, "all is well", func() bool { return d.Stats() == drain.Stats{Sent: 2} })
 }
 
-// freeAddr is an address where nobody listens yet.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	return server.Addr().String()
-}
-
 // TestDrops: a drain that takes nothing costs neither time nor memory, and is
 // told later what it missed.
 func TestDrops(t *testing.T) {
-	addr := freeAddr(t)
+	addr := hosttest.Addr(t)
 	d := run(t, "tcp://"+addr, nil)
 	began := time.Now()
 	const count = 100_000
@@ -284,7 +274,7 @@ func TestControl(t *testing.T) {
 
 // TestUnsent: what waits is known, and what was sent is not among it.
 func TestUnsent(t *testing.T) {
-	addr := freeAddr(t)
+	addr := hosttest.Addr(t)
 	d := run(t, "tcp://"+addr, nil)
 	d.Send(drain.Line{Time: at, Text: "one", ID: 1})
 	d.Send(drain.Line{Time: at.Add(time.Second), Text: "two", ID: 2})

@@ -15,6 +15,7 @@ import (
 	ctd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/internal/paas"
 	"github.com/deis/deis/internal/rollout"
 )
@@ -421,8 +422,8 @@ func (m *crashMatrix) kill(t *testing.T, victim string, pids map[string]int) {
 		}
 	}
 	for _, part := range dead {
-		for processAlive(pids[part]) {
-			time.Sleep(time.Millisecond)
+		if !hosttest.Ended(pids[part], time.Minute) {
+			t.Fatalf("%s does not end", part)
 		}
 	}
 	if slices.Contains(dead, "deisctl") {

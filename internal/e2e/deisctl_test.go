@@ -7,11 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/deis/deis/internal/hosttest"
 )
 
 // deisctl runs a command and returns its exit code and output.
@@ -108,20 +109,12 @@ func TestDeisctlSettings(t *testing.T) {
 func TestKilledDeisctl(t *testing.T) {
 	p := startFake(t)
 	before := p.status(t)
-	pid, err := exec.CommandContext(t.Context(), "pgrep", "-f", filepath.Join(bin(), "deisctl")+" start").Output()
-	if err != nil {
+	pid := p.pids(t)["deisctl"]
+	if err := kill(pid); err != nil {
 		t.Fatal(err)
 	}
-	killed := false
-	for field := range strings.FieldsSeq(string(pid)) {
-		env, _ := os.ReadFile("/proc/" + field + "/environ")
-		if strings.Contains(string(env), "DEIS_ROOT="+p.root) {
-			n, err := strconv.Atoi(field)
-			killed = err == nil && syscall.Kill(n, syscall.SIGKILL) == nil
-		}
-	}
-	if !killed {
-		t.Fatal("no deisctl to kill")
+	if !hosttest.Ended(pid, time.Minute) {
+		t.Fatalf("deisctl (%d) does not end", pid)
 	}
 	code, out := p.deisctl(t, "status")
 	if code != 3 || !strings.Contains(out, "No deisctl watches over these parts") {

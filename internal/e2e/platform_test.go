@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -49,13 +49,13 @@ func baseCache() string {
 	return dir
 }
 
+// freeAddr is an address that nobody else gets until these tests have ended.
 func freeAddr() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, _, err := hosttest.Reserve()
 	if err != nil {
 		panic(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // newPlatform makes one that is not started yet. Its root is short: unix

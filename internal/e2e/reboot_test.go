@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -171,23 +172,11 @@ func (p *platform) killAll(t *testing.T) (count int) {
 		}
 	}
 	for _, pid := range dead {
-		for began := time.Now(); processAlive(pid); time.Sleep(5 * time.Millisecond) {
-			if time.Since(began) > 10*time.Second {
-				t.Fatalf("process %d does not end", pid)
-			}
+		if !hosttest.Ended(pid, time.Minute) {
+			t.Fatalf("process %d does not end", pid)
 		}
 	}
 	return len(dead)
-}
-
-// processAlive is false for what has ended and was not waited for yet.
-func processAlive(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	rest := text[bytes.LastIndexByte(text, ')')+2:]
-	return rest[0] != 'Z' && rest[0] != 'X'
 }
 
 // forgetBoot takes away what does not outlive a boot: mounts, what is below run/, control groups, bridges, firewall

@@ -128,13 +128,6 @@ func oneRoute(host string, addrs ...string) routerconf.Table {
 	return routerconf.Table{Generation: 1, Domain: "test", Routes: []routerconf.Route{routeTo(host, "app", addrs...)}}
 }
 
-// refusing is an address where nothing listens.
-func refusing(t testing.TB) string {
-	l := listen(t)
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // client reaches the router under every name: "http://any.host/".
 func (r *running) client(t testing.TB) *http.Client {
 	dial := func(addr string) func(context.Context, string, string) (net.Conn, error) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/routerconf"
 )
 
@@ -28,8 +29,8 @@ func TestPages(t *testing.T) {
 	r := serve(t, routerconf.Table{Routes: []routerconf.Route{
 		routeTo("up.test", "up", addrOf(named(t, "up"))),
 		routeTo("none.test", "none"),
-		routeTo("refusing.test", "refusing", refusing(t), refusing(t)),
-		{Host: "deis.test", App: "deis", Controller: true, Targets: routeTo("", "", refusing(t)).Targets},
+		routeTo("refusing.test", "refusing", hosttest.Addr(t), hosttest.Addr(t)),
+		{Host: "deis.test", App: "deis", Controller: true, Targets: routeTo("", "", hosttest.Addr(t)).Targets},
 	}})
 	for _, c := range []struct {
 		host   string
@@ -92,7 +93,7 @@ func TestPages(t *testing.T) {
 
 func TestUnknownHostBeforeTheFirstTable(t *testing.T) {
 	root := rootWithKey(t)
-	r := start(t, Config{Root: root, ControllerURL: "http://" + refusing(t)})
+	r := start(t, Config{Root: root, ControllerURL: "http://" + hosttest.Addr(t)})
 	resp, body := fetch(t, r.client(t), "http://a.test/")
 	if resp.StatusCode != 503 || !strings.Contains(body, "starting") {
 		t.Errorf("%s %s", resp.Status, body)
@@ -545,7 +546,7 @@ func TestClientThatLeavesCancels(t *testing.T) {
 
 func TestRetryOnRefusedConnection(t *testing.T) {
 	good := backend(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
-	r := serve(t, oneRoute("a.test", refusing(t), refusing(t), refusing(t), addrOf(good)))
+	r := serve(t, oneRoute("a.test", hosttest.Addr(t), hosttest.Addr(t), hosttest.Addr(t), addrOf(good)))
 	began := time.Now()
 	for range 20 {
 		resp, err := r.client(t).Post("http://a.test/", "text/plain", strings.NewReader("a POST is not lost"))

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/api"
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/routerconf"
 )
 
@@ -38,7 +39,7 @@ type controller struct {
 }
 
 func newController(t testing.TB) *controller {
-	c := &controller{t: t, table: routerconf.Table{Generation: 1, Domain: "test"}, changed: make(chan struct{})}
+	c := &controller{t: t, addr: hosttest.Addr(t), table: routerconf.Table{Generation: 1, Domain: "test"}, changed: make(chan struct{})}
 	c.up()
 	t.Cleanup(c.down)
 	return c
@@ -46,11 +47,7 @@ func newController(t testing.TB) *controller {
 
 // up serves, on the same address as before.
 func (c *controller) up() {
-	addr := c.addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
-	}
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", c.addr)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -63,7 +60,7 @@ func (c *controller) up() {
 	server.Start()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.addr, c.server = l.Addr().String(), server
+	c.server = server
 }
 
 // down ends the controller as SIGKILL would.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/daemon"
+	"github.com/deis/deis/internal/hosttest"
 )
 
 // TestMain lets the test binary play the parts: a web server on a handed-over
@@ -384,6 +385,9 @@ func TestKilledSupervisorLeavesPartsToTheNext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := writeRecords(dir, map[string]record{"web": {Sockets: map[string]string{"http": hosttest.Addr(t)}}}); err != nil {
+		t.Fatal(err)
+	}
 	first := exec.Command(self)
 	first.Env = []string{"TEST_ROLE=supervisor", "TEST_DIR=" + dir}
 	first.Stderr = os.Stderr
@@ -458,26 +462,26 @@ func TestStopLeft(t *testing.T) {
 
 func TestSocketComesBackOnItsPort(t *testing.T) {
 	dir := t.TempDir()
-	open := func() (*Supervisor, *Socket) {
+	open := func(addr string) (*Supervisor, *Socket) {
 		s, err := Open(t.Context(), dir, discard)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sock, err := s.OpenSocket("web", "http", "127.0.0.1:0")
+		sock, err := s.OpenSocket("web", "http", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s, sock
 	}
-	s, sock := open()
-	first := sock.Addr
+	first := hosttest.Addr(t)
+	s, sock := open(first)
 	if err := s.Start(t.Context(), []Part{func() Part { p := sh(dir, "web", "exec sleep 60"); p.Sockets = []*Socket{sock}; return p }()}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "start", func() bool { return s.Status()[0].PID != 0 })
 	s.Stop(func(string) {})
 	s.Close()
-	s, sock = open()
+	s, sock = open("127.0.0.1:0")
 	defer s.Close()
 	defer sock.close()
 	if sock.Addr != first {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +26,9 @@ var stopOrder = []string{"builder", "router", "controller", "buildkitd", "contai
 
 // adminSocket is the name of the private address where a daemon serves health and metrics.
 const adminSocket = "admin"
+
+// anyPort ends an address whose port the kernel picks.
+const anyPort = ":0"
 
 // grace of the parts between TERM and KILL: longer than they give themselves.
 const grace = 20 * time.Second
@@ -65,54 +69,70 @@ func baseEnv() []string {
 
 // parts opens the sockets and returns the parts in start order.
 func (p *platform) parts() ([]supervisor.Part, error) {
-	var parts []supervisor.Part
-	if p.Engine == "containerd" {
-		engine, err := p.engineParts()
-		if err != nil {
-			return nil, err
-		}
-		parts = engine
-	}
-	var needs []string // of the controller: what runs instances, not what builds
-	if p.Engine == "containerd" && p.ContainerdAddress == "" {
-		needs = []string{"containerd"}
-	}
-	api, err := p.sup.OpenSocket("controller", "api", p.ControllerAddr)
+	open, err := p.openSockets()
 	if err != nil {
 		return nil, err
 	}
-	ssh, err := p.sup.OpenSocket("builder", "ssh", p.SSHAddr)
+	parts, err := p.engineParts(open)
 	if err != nil {
 		return nil, err
 	}
-	web, err := p.sup.OpenSocket("router", "http", p.HTTPAddr)
-	if err != nil {
-		return nil, err
-	}
-	tls, err := p.sup.OpenSocket("router", "https", p.HTTPSAddr)
-	if err != nil {
-		return nil, err
-	}
-	controllerURL := "DEIS_CONTROLLER_URL=http://" + api.Addr
-	controller, err := p.daemon("controller", api.Addr, needs, []string{
-		"DEIS_SSH_URL=" + p.sshURL(ssh.Addr), "DEIS_PUBLIC_ADDRS=" + web.Addr + "," + tls.Addr + "," + ssh.Addr,
-	}, api)
-	if err != nil {
-		return nil, err
-	}
-	router, err := p.daemon("router", web.Addr+" "+tls.Addr, []string{"controller"}, []string{controllerURL}, web, tls)
-	if err != nil {
-		return nil, err
+	var controllerNeeds []string // what runs instances, not what builds
+	if p.ownContainerd() {
+		controllerNeeds = []string{"containerd"}
 	}
 	builderNeeds := []string{"controller"}
-	if p.Engine == "containerd" && p.BuildkitAddress == "" {
+	if p.ownBuildkitd() {
 		builderNeeds = append(builderNeeds, "buildkitd")
 	}
-	builder, err := p.daemon("builder", ssh.Addr, builderNeeds, []string{controllerURL}, ssh)
-	if err != nil {
-		return nil, err
+	api, ssh := open["controller"]["api"].Addr, open["builder"]["ssh"].Addr
+	web, tls := open["router"]["http"].Addr, open["router"]["https"].Addr
+	controllerURL := "DEIS_CONTROLLER_URL=http://" + api
+	return append(parts,
+		p.daemon("controller", api, open, controllerNeeds, "DEIS_SSH_URL="+p.sshURL(ssh), "DEIS_PUBLIC_ADDRS="+web+","+tls+","+ssh),
+		p.daemon("router", web+" "+tls, open, []string{"controller"}, controllerURL),
+		p.daemon("builder", ssh, open, builderNeeds, controllerURL),
+	), nil
+}
+
+func (p *platform) ownContainerd() bool { return p.Engine == "containerd" && p.ContainerdAddress == "" }
+
+func (p *platform) ownBuildkitd() bool { return p.Engine == "containerd" && p.BuildkitAddress == "" }
+
+// sockets are those of each part, by their names.
+type sockets map[string]map[string]*supervisor.Socket
+
+// openSockets opens what the daemons listen on. Addresses with a port come first: for the others the kernel might pick just that one.
+func (p *platform) openSockets() (sockets, error) {
+	type socket struct{ part, name, addr string }
+	all := []socket{
+		{"controller", "api", p.ControllerAddr},
+		{"builder", "ssh", p.SSHAddr},
+		{"router", "http", p.HTTPAddr},
+		{"router", "https", p.HTTPSAddr},
 	}
-	return append(parts, controller, router, builder), nil
+	daemons := []string{"controller", "builder", "router"}
+	if p.ownBuildkitd() {
+		daemons = append(daemons, "buildkitd")
+	}
+	open := sockets{}
+	for _, part := range daemons {
+		open[part] = map[string]*supervisor.Socket{}
+		all = append(all, socket{part, adminSocket, "127.0.0.1" + anyPort})
+	}
+	for _, picked := range []bool{false, true} {
+		for _, s := range all {
+			if strings.HasSuffix(s.addr, anyPort) != picked {
+				continue
+			}
+			opened, err := p.sup.OpenSocket(s.part, s.name, s.addr)
+			if err != nil {
+				return nil, err
+			}
+			open[s.part][s.name] = opened
+		}
+	}
+	return open, nil
 }
 
 // sshURL is the base of git remotes: the port is a setting, the host the
@@ -126,15 +146,12 @@ func (p *platform) sshURL(addr string) string {
 }
 
 // daemon is one of our own programs with a private address for its health.
-func (p *platform) daemon(name, addr string, needs, env []string, sockets ...*supervisor.Socket) (supervisor.Part, error) {
+func (p *platform) daemon(name, addr string, open sockets, needs []string, env ...string) supervisor.Part {
 	program, args := name, []string(nil)
 	if name == "buildkitd" { // a role of the builder's program
 		program, args = "builder", []string{"buildkitd"}
 	}
-	admin, err := p.sup.OpenSocket(name, adminSocket, "127.0.0.1:0")
-	if err != nil {
-		return supervisor.Part{}, err
-	}
+	health := open[name][adminSocket]
 	return supervisor.Part{
 		Name:    name,
 		Command: append([]string{filepath.Join(p.bin, program)}, args...),
@@ -146,12 +163,12 @@ func (p *platform) daemon(name, addr string, needs, env []string, sockets ...*su
 		}, env),
 		Log:     p.logFile(name),
 		Needs:   needs,
-		Sockets: append(sockets, admin),
-		Health:  func(ctx context.Context) error { return healthz(ctx, admin.Addr) },
+		Sockets: slices.Collect(maps.Values(open[name])),
+		Health:  func(ctx context.Context) error { return healthz(ctx, health.Addr) },
 		Grace:   grace,
 		Version: daemon.Version,
 		Address: addr,
-	}, nil
+	}
 }
 
 func (p *platform) containerd() string {
@@ -169,9 +186,9 @@ func (p *platform) buildkit() string {
 }
 
 // engineParts are containerd and buildkitd, unless somebody else runs them.
-func (p *platform) engineParts() ([]supervisor.Part, error) {
+func (p *platform) engineParts(open sockets) ([]supervisor.Part, error) {
 	var parts []supervisor.Part
-	if p.ContainerdAddress == "" {
+	if p.ownContainerd() {
 		program, err := exec.LookPath("containerd")
 		if err != nil {
 			return nil, errors.New("containerd is not installed: apt-get install containerd runc containernetworking-plugins nftables, or set DEIS_CONTAINERD_ADDRESS")
@@ -187,16 +204,12 @@ func (p *platform) engineParts() ([]supervisor.Part, error) {
 			Grace:  grace, Version: programVersion(program), Address: socket,
 		})
 	}
-	if p.BuildkitAddress == "" {
+	if p.ownBuildkitd() {
 		var needs []string
 		if len(parts) > 0 {
 			needs = []string{"containerd"}
 		}
-		part, err := p.daemon("buildkitd", p.buildkit(), needs, nil)
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, part)
+		parts = append(parts, p.daemon("buildkitd", p.buildkit(), open, needs))
 	}
 	return parts, nil
 }

@@ -2,7 +2,6 @@ package deisctl
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/deis/deis/internal/daemon"
+	"github.com/deis/deis/internal/hosttest"
 	"github.com/deis/deis/internal/supervisor"
 )
 
@@ -150,13 +150,9 @@ func (m *machine) kill(pid int) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		m.t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || bytes.Contains(stat, []byte(") Z ")) {
-			return
-		}
+	if !hosttest.Ended(pid, time.Minute) {
+		m.t.Fatalf("%d lives", pid)
 	}
-	m.t.Fatalf("%d lives", pid)
 }
 
 func wantAll(t *testing.T, text string, words ...string) {
@@ -277,4 +273,20 @@ func TestDetachedStartThatEndsByItself(t *testing.T) {
 	defer taken.Close()
 	m.SSHAddr = taken.Addr().String()
 	wantAll(t, m.start(false), "did not start (exit status 1)", "address already in use")
+}
+
+// An address that was set is had, also where another part had its port before.
+func TestSetAddressesComeFirst(t *testing.T) {
+	m := newMachine(t)
+	addr, anyPort := hosttest.Addr(t), m.ControllerAddr
+	m.ControllerAddr = addr
+	m.start(true)
+	if err := m.stop(t.Context(), false, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	m.ControllerAddr, m.SSHAddr = anyPort, addr
+	m.start(true)
+	if _, parts := m.status(); parts["builder"].Address != addr || parts["controller"].Address == addr {
+		t.Errorf("%s was to be the builder's: %+v", addr, parts)
+	}
 }
