@@ -50,7 +50,7 @@ type Engine interface {
 	Watch(ctx context.Context) <-chan string
 
 	// Probe asks once whether an instance serves; nil means that it does.
-	// The error says what was wrong in words for the user.
+	// The error says what was wrong in words for the user; it has code paas.Unavailable when the engine could not tell.
 	Probe(ctx context.Context, inst Instance, check Check) error
 
 	// Logs calls yield for the last lines of an app that q asks for, oldest first, of all its instances that

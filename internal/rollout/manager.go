@@ -72,11 +72,13 @@ type app struct {
 	stuck     map[engine.SetKey]*stuck
 	// adopted says that what ran when this controller came is in ready.
 	adopted bool
-	// ready are the instances that may have requests, by ID; checks end the checks of those that may not yet.
-	ready  map[string]bool
-	checks map[string]context.CancelFunc
-	saved  []paas.Instance
-	known  bool // saved is what the store has
+	// ready are the instances that may have requests, by ID. Of those that were and do not pass their health check any more
+	// unhealthy has the reason. checks end the checks of those that are up.
+	ready     map[string]bool
+	unhealthy map[string]string
+	checks    map[string]context.CancelFunc
+	saved     []paas.Instance
+	known     bool // saved is what the store has
 }
 
 // New returns a manager that does nothing before Run.
@@ -179,7 +181,7 @@ func (m *Manager) appOf(uuid string) *app {
 		unrouted: map[engine.SetKey]bool{},
 		repairs:  map[slot]*repair{}, repairing: map[engine.SetKey]bool{},
 		retiring: map[engine.SetKey]bool{}, stuck: map[engine.SetKey]*stuck{},
-		ready: map[string]bool{}, checks: map[string]context.CancelFunc{},
+		ready: map[string]bool{}, unhealthy: map[string]string{}, checks: map[string]context.CancelFunc{},
 	}
 	m.apps[uuid] = a
 	m.spawnLocked(a, func() { m.follow(a) })

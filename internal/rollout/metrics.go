@@ -18,6 +18,7 @@ type metrics struct {
 	duration  *prometheus.HistogramVec
 	steps     *prometheus.HistogramVec
 	restarts  prometheus.Counter
+	unhealthy prometheus.Counter
 	reconcile prometheus.Histogram
 	errors    prometheus.Counter
 	sweeps    prometheus.Histogram
@@ -51,6 +52,9 @@ func newMetrics(reg prometheus.Registerer, queue func() load) *metrics {
 		restarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "deis_instance_restarts_total", Help: "Instances that were started again because they had ended or were missing.",
 		}),
+		unhealthy: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deis_instance_health_failures_total", Help: "Instances that served and did not pass their health check any more.",
+		}),
 		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "deis_reconcile_duration_seconds", Help: "Time of one look at engine and store for one app.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
@@ -75,7 +79,7 @@ func newMetrics(reg prometheus.Registerer, queue func() load) *metrics {
 		gauge := func(name, help string, of func(load) int64) prometheus.GaugeFunc {
 			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(of(queue())) })
 		}
-		reg.MustRegister(m.rollouts, m.failures, m.duration, m.steps, m.restarts, m.reconcile, m.errors, m.sweeps, m,
+		reg.MustRegister(m.rollouts, m.failures, m.duration, m.steps, m.restarts, m.unhealthy, m.reconcile, m.errors, m.sweeps, m,
 			gauge("deis_rollouts_running", "Rollouts under way.", func(l load) int64 { return l.running }),
 			gauge("deis_rollouts_waiting", "Changes that wait for the one before them.", func(l load) int64 { return l.waiting }),
 			gauge("deis_rollouts_oldest_start_timestamp_seconds", "Start of the oldest rollout under way, 0 if there is none.",

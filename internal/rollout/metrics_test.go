@@ -31,7 +31,7 @@ func TestSweep(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.deaf = true
 		webApp(w)
-		time.Sleep(sweepInterval)
+		time.Sleep(sweepInterval * 3 / 2) // no sweep is at the moment of a look at the figures
 		looks, sweeps := w.looks("deis_reconcile_duration_seconds"), w.looks("deis_sweep_duration_seconds")
 		time.Sleep(10 * sweepInterval)
 		if more := w.looks("deis_reconcile_duration_seconds") - looks; more != 0 {

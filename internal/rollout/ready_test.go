@@ -87,8 +87,8 @@ func TestCheckBeforeRequests(t *testing.T) {
 		time.Sleep(warmUp/3 + 2*time.Second)
 		w.wantRouted("when it is warm", "web.1", "web.2")
 		w.a().mu.Lock()
-		if n := len(w.a().checks); n != 0 {
-			t.Errorf("%d checks go on", n)
+		if n := len(w.a().checks); n != 2 {
+			t.Errorf("%d checks go on, want 2", n)
 		}
 		if n := len(w.a().ready); n != 2 {
 			t.Errorf("%d instances are noted, want 2", n)
@@ -121,22 +121,18 @@ func TestCheckOfThePort(t *testing.T) {
 func TestUnreadyIsBetterThanNone(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		slowApp(w)
-		w.warm(24 * time.Hour) // from now on none ever passes
+		w.failing("web.2") // and never passes
 		w.crash("web.2")
 		time.Sleep(time.Hour)
 		w.wantRouted("web.1 serves", "web.1")
+		w.failing("web.1", "web.2")
 		w.crash("web.1")
 		w.wantRouted("none serves", "web.1", "web.2")
-		w.warm(0)
+		w.failing()
 		time.Sleep(time.Hour)
 		w.wantRouted("in the end", "web.1", "web.2")
 		// The first that passes takes over from the others.
-		w.engine.SetProbe(func(inst engine.Instance, check engine.Check) error {
-			if check.Path != "" && inst.Num == 1 {
-				return errors.New("got '503', expected: '200'")
-			}
-			return nil
-		})
+		w.failing("web.1")
 		w.crash("web.1", "web.2")
 		time.Sleep(time.Second)
 		w.wantRouted("web.2 has passed", "web.2")
@@ -154,32 +150,85 @@ func TestCheckAfterAReboot(t *testing.T) {
 		w.start()
 		time.Sleep(firstRepair)
 		w.wantRouted("none is ready", "web.1", "web.2")
-		w.engine.SetProbe(func(inst engine.Instance, check engine.Check) error {
-			if check.Path != "" && inst.Num == 2 {
-				return errors.New("got '503', expected: '200'")
-			}
-			return nil
-		})
+		w.failing("web.2")
 		time.Sleep(maxRetry)
 		w.wantRouted("web.1 is ready", "web.1")
 	})
 }
 
-// What serves when a controller comes goes on without a check.
-func TestNoChecksAfterAControllerRestart(t *testing.T) {
+// What serves when a controller comes goes on to, until it fails its health check like any other.
+func TestChecksAfterAControllerRestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		slowApp(w)
+		w.failing("web.1")
+		w.stop()
+		w.start()
+		time.Sleep(watchPause / 3)
+		w.wantRouted("after the restart", "web.1", "web.2")
+		time.Sleep(watchFailures * 3 * watchPause / 2)
+		w.wantRouted("then", "web.2")
+	})
+}
+
+// failing makes instances fail their health check, and no others.
+func (w *world) failing(names ...string) {
+	w.engine.SetProbe(func(inst engine.Instance, check engine.Check) error {
+		if check.Path != "" && slices.Contains(names, name(inst)) {
+			return errors.New("got '503', expected: '200'")
+		}
+		return nil
+	})
+}
+
+// An instance that does not pass its health check any more gets no requests until it does.
+func TestUnhealthyGetsNoRequests(t *testing.T) {
+	const enough = watchFailures * 3 * watchPause / 2
+	inBubble(t, func(t *testing.T, w *world) {
+		slowApp(w)
+		reasons := func() (list []string) {
+			w.store.mu.Lock()
+			defer w.store.mu.Unlock()
+			for _, row := range w.store.instances[uuid] {
+				list = append(list, row.Reason)
+			}
+			return list
+		}
+		w.failing("web.1")
+		time.Sleep(watchPause/2 - time.Second)
+		w.wantRouted("before it was asked", "web.1", "web.2")
+		time.Sleep(enough)
+		w.wantRouted("while web.1 fails", "web.2")
+		w.want("reasons", reasons(), []string{"does not pass its health check any more: got '503', expected: '200'", ""})
+		w.failing("web.1", "web.2")
+		time.Sleep(enough)
+		w.wantRouted("while both fail", "web.1", "web.2")
+		w.failing()
+		time.Sleep(2 * maxRetry)
+		w.wantRouted("in the end", "web.1", "web.2")
+		w.want("reasons", reasons(), []string{"", ""})
+	})
+}
+
+// What the engine cannot tell, and a failure now and then, are no reason to send an instance no more requests.
+func TestWatchIsPatient(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		slowApp(w)
 		var probes atomic.Int64
-		w.engine.SetProbe(func(engine.Instance, engine.Check) error {
-			probes.Add(1)
-			return errors.New("busy")
+		w.engine.SetProbe(func(inst engine.Instance, _ engine.Check) error {
+			if inst.Num == 1 {
+				return paas.Errorf(paas.Unavailable, "the container engine does not answer")
+			}
+			if probes.Add(1)%watchFailures == 0 {
+				return errors.New("got '503', expected: '200'")
+			}
+			return nil
 		})
-		w.stop()
-		w.start()
-		time.Sleep(time.Minute)
-		w.wantRouted("after the restart", "web.1", "web.2")
-		if n := probes.Load(); n != 0 {
-			t.Errorf("%d probes of what served", n)
+		for range 20 {
+			time.Sleep(watchPause)
+			w.wantRouted("all the time", "web.1", "web.2")
+		}
+		if n := probes.Load(); n < 18 {
+			t.Errorf("%d probes of web.2", n)
 		}
 	})
 }

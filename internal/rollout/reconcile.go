@@ -131,6 +131,9 @@ func (a *app) rows(instances []engine.Instance, live []paas.Set) []paas.Instance
 			}
 			inst.State, inst.Reason = paas.StateError, userText(left.err)
 		}
+		if inst.State == paas.StateUp {
+			inst.Reason = a.unhealthy[inst.ID]
+		}
 		there[inst.SetKey] = append(there[inst.SetKey], inst.Num)
 		rows = append(rows, paas.Instance{
 			App: a.uuid, Version: inst.Version, Type: inst.Type, Num: inst.Num,

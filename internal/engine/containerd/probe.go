@@ -59,6 +59,9 @@ func (e *Engine) running(ctx context.Context, inst engine.Instance) error {
 	if err = native(err); errdefs.IsNotFound(err) {
 		return errors.New("failed to connect to container (it is not running)")
 	}
+	if errdefs.IsDeadlineExceeded(err) { // which says nothing of the instance
+		err = fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
+	}
 	if err != nil {
 		return wrap(err, "look at container %s", inst.ID)
 	}
