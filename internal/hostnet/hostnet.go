@@ -89,8 +89,8 @@ type Network struct {
 
 var validName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9]{0,14}$`)
 
-// Open chooses the subnet or reads the earlier choice, and writes the CNI
-// configuration. It touches only files; call Ensure before the first member.
+// Open chooses the subnet or reads the earlier choice, makes the bridge, and
+// writes the CNI configuration. Call Ensure before the first member.
 func Open(opts Options) (*Network, error) {
 	if !validName.MatchString(opts.Name) {
 		return nil, fmt.Errorf("network name %q: want at most 15 letters and digits", opts.Name)
@@ -127,10 +127,9 @@ func Open(opts Options) (*Network, error) {
 	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	if n.Subnet, err = n.subnet(); err != nil {
+	if err := n.claim(); err != nil {
 		return nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	n.Gateway = n.Subnet.Addr().Next()
 	if err := writeFile(n.ConfList, n.conflist()); err != nil {
 		return nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}

@@ -540,6 +540,10 @@ func TestSubnetIsKept(t *testing.T) {
 		return netlink.AddrAdd(link, addr)
 	}
 	h.do(claim)
+	if again := h.open(opts); again.Subnet != first.Subnet {
+		t.Errorf("%v became %v under a living bridge", first.Subnet, again.Subnet)
+	}
+	h.do(func() error { return exec.Command("ip", "link", "del", first.Bridge).Run() }) // as a reboot does
 	second := h.open(opts)
 	if second.Subnet.Overlaps(first.Subnet) {
 		t.Errorf("kept %v though another interface has it", first.Subnet)
@@ -562,6 +566,81 @@ func TestSubnetIsKept(t *testing.T) {
 	})
 	if third := h.open(opts); third.Subnet != second.Subnet {
 		t.Errorf("%v became %v under a living bridge", second.Subnet, third.Subnet)
+	}
+}
+
+// TestNoTwoNetworksChooseOneSubnet: all are opened at once, before any has a member, all begin to search at one subnet,
+// and there are just enough.
+func TestNoTwoNetworksChooseOneSubnet(t *testing.T) {
+	h := newHost(t)
+	pools := []netip.Prefix{netip.MustParsePrefix("10.64.0.0/17")}
+	const networks = 8 // that many subnets are in the pool
+	var names []string
+	for i := 0; len(names) < networks; i++ {
+		name := fmt.Sprintf("deis%06x", i)
+		p, err := choose(name, pools, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Addr() == pools[0].Addr() {
+			names = append(names, name)
+		}
+	}
+	opened := make(chan *Network, networks)
+	for _, name := range names {
+		opts := Options{Name: name, Dir: t.TempDir(), Pools: pools}
+		go func() {
+			runtime.LockOSThread()
+			n, err := (*Network)(nil), netns.Set(h.ns)
+			if err == nil {
+				n, err = Open(opts)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- n
+		}()
+	}
+	var all []*Network
+	for range networks {
+		if n := <-opened; n != nil {
+			all = append(all, n)
+		}
+	}
+	owner := map[netip.Prefix]string{}
+	for _, n := range all {
+		if owner[n.Subnet] != "" {
+			t.Errorf("%s and %s chose %v", owner[n.Subnet], n.Name, n.Subnet)
+		}
+		owner[n.Subnet] = n.Name
+		if _, addr := h.member(n, n.Name); !n.Subnet.Contains(addr) {
+			t.Errorf("%v is not in %v", addr, n.Subnet)
+		}
+	}
+}
+
+// TestBridgeKeepsItsAddress: members know the gateway by its hardware address, which a bridge takes from its ports unless it has its own.
+func TestBridgeKeepsItsAddress(t *testing.T) {
+	h := newHost(t)
+	opts := Options{Name: "deistest", Dir: t.TempDir()}
+	hardware := func() (addr string) {
+		h.do(func() error {
+			link, err := netlink.LinkByName(opts.Name)
+			if err == nil {
+				addr = link.Attrs().HardwareAddr.String()
+			}
+			return err
+		})
+		return addr
+	}
+	n := h.open(opts)
+	before := hardware()
+	for i := range 8 { // the lowest address of a port would be the bridge's
+		h.member(n, fmt.Sprint("m", i))
+	}
+	h.open(opts)
+	if after := hardware(); after != before {
+		t.Errorf("%s became %s", before, after)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultPools are private ranges (RFC 1918) outside of the defaults of the
@@ -23,8 +24,57 @@ var DefaultPools = []netip.Prefix{
 // for (1024): one that was given back rests for a long time.
 const subnetBits = 20
 
+// subnetLock is locked by who chooses a subnet, so that no two networks of a host choose the same. Only
+// root can open it: nobody else makes us wait.
+const subnetLock = "/run/deis-subnets.lock"
+
 func (n *Network) subnetFile() string {
 	return filepath.Join(n.opts.Dir, n.Name+".subnet")
+}
+
+// claim sets the subnet, and takes it from all other networks: these see what is taken by the addresses that there are.
+func (n *Network) claim() error {
+	lock, err := os.OpenFile(subnetLock, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which unlocks
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", subnetLock, err)
+	}
+	if n.Subnet, err = n.subnet(); err != nil {
+		return err
+	}
+	n.Gateway = n.Subnet.Addr().Next()
+	if err := n.makeBridge(); err != nil {
+		return fmt.Errorf("make the bridge: %w", err)
+	}
+	return nil
+}
+
+// makeBridge makes the bridge as the plugin would for the first member, unless it is there.
+func (n *Network) makeBridge() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = n.Bridge
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	bridge, err := netlink.LinkByName(n.Bridge)
+	if err != nil {
+		return err
+	}
+	gateway, err := netlink.ParseAddr(netip.PrefixFrom(n.Gateway, n.Subnet.Bits()).String())
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(bridge, gateway); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	// Unless it is set, it changes as members come and go.
+	if err := netlink.LinkSetHardwareAddr(bridge, bridge.Attrs().HardwareAddr); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(bridge)
 }
 
 // subnet returns the recorded subnet, or chooses and records one. A record is
