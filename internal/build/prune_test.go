@@ -96,6 +96,15 @@ func (p *platform) prune(t *testing.T, caches map[string]int64) int64 {
 	return freed
 }
 
+// restartBuildkit is the end of all uses: BuildKit lets go of what a build used some time after its end, and not of all that a
+// build used that was ended.
+func (p *platform) restartBuildkit(t *testing.T) {
+	t.Helper()
+	if err := errors.Join(p.stopBuildkit(), p.startBuildkit(), p.builder.Ready(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // everything is a Dockerfile with one of each kind of record: a stage that no image has, a cache
 // mount, a source, results of RUN and COPY, a merge.
 func everything(text string) map[string]string {
@@ -127,6 +136,7 @@ func TestPruneLeavesNothingOfAnAppThatIsGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := sharedPlatform(t)
+			p.restartBuildkit(t)
 			p.prune(t, map[string]int64{}) // what other tests left is no app's either from here on
 			c.build("app-stays", "stays")
 			before, kept := p.usage(t), p.kept(t)
@@ -140,7 +150,7 @@ func TestPruneLeavesNothingOfAnAppThatIsGone(t *testing.T) {
 			}
 			delete(apps, "app-gone")
 			var freed int64
-			waitFor(t, func() bool { // BuildKit lets go of what a build used some time after its end
+			waitFor(t, func() bool { // see restartBuildkit
 				freed += p.prune(t, apps)
 				for id, r := range p.usage(t) {
 					if before[id] == nil {
@@ -276,16 +286,8 @@ func TestCacheBudget(t *testing.T) {
 	if got := used(); got < 2*apps*file {
 		t.Fatalf("%d builds left %d bytes", apps, got)
 	}
-	if err := p.stopBuildkit(); err != nil {
-		t.Fatal(err)
-	}
 	t.Setenv("DEIS_BUILD_CACHE", fmt.Sprint(int64(budget)))
-	if err := p.startBuildkit(); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.builder.Ready(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	p.restartBuildkit(t)
 	var got int64
 	for end := time.Now().Add(150 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if got = used(); got > 0 && got <= budget {
