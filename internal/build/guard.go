@@ -24,6 +24,8 @@ const (
 	crowdTime = 2 * time.Second
 	// busyRetry is how often a build looks whether the one before it of the same app is gone.
 	busyRetry = 50 * time.Millisecond
+	// failTime is how long BuildKit may take to see that a step's processes were killed. A build between two steps takes all of it.
+	failTime = 3 * time.Second
 )
 
 // guard holds one build to its limits. Its steps run in a control group of its
@@ -130,31 +132,46 @@ func (c *cgroup) prepare(ctx context.Context, limits Limits) (*cgroup, error) {
 	return c, nil
 }
 
-// run calls build and watches it.
+// run calls build and watches it. A build that is to end has its processes killed before BuildKit hears of it: what a cancelled
+// step has written and read, BuildKit keeps until it is started again; of one that failed it lets go.
 func (g *guard) run(ctx context.Context, build func(context.Context, *guard) error) error {
-	watched, cancel := context.WithCancelCause(ctx)
+	watched, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	ended := make(chan struct{})
 	var verdict atomic.Pointer[error]
 	end := func(err error) {
 		if err == nil || !verdict.CompareAndSwap(nil, &err) {
 			return
 		}
-		cancel(err)
 		if g.group != nil {
 			_ = g.group.kill(context.WithoutCancel(ctx)) // release tries again, and says so
+			select {
+			case <-ended:
+			case <-time.After(failTime):
+			}
 		}
+		cancel(err)
 	}
 	watching, stop := context.WithCancel(watched)
 	var watches errgroup.Group
 	watches.Go(func() error { end(g.watch(watching)); return nil })
 	watches.Go(func() error { end(g.watchDisk(watching)); return nil })
+	watches.Go(func() error {
+		select {
+		case <-ctx.Done():
+			end(context.Cause(ctx))
+		case <-watching.Done():
+		}
+		return nil
+	})
 	err := build(watched, g)
+	close(ended)
 	stop()
 	_ = watches.Wait() // they return nil
 	if v := verdict.Load(); v != nil {
 		return *v
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		if why := g.cause(); why != nil {
 			return why
 		}

@@ -96,8 +96,40 @@ func (p *platform) prune(t *testing.T, caches map[string]int64) int64 {
 	return freed
 }
 
-// restartBuildkit is the end of all uses: BuildKit lets go of what a build used some time after its end, and not of all that a
-// build used that was ended.
+// TestEndedBuildsLetGo: what a build used can be removed soon after it failed or was ended, also while nothing else is built.
+func TestEndedBuildsLetGo(t *testing.T) {
+	p, r := sharedPlatform(t), newRepo(t)
+	for name, command := range map[string]string{"failed": "echo begun; exit 1", "ended": "echo begun; sleep 1000"} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			dockerfile := "FROM deis/run\nRUN head -c 6000000 /dev/urandom >/" + name + "\nRUN " + command + "\nCMD true\n"
+			_, err := p.builder.Build(ctx, build.Request{
+				App: "app-fails", Tree: r.open(r.commit(map[string]string{"Dockerfile": dockerfile})),
+				Log: func(line string) {
+					if name == "ended" && strings.HasSuffix(line, " begun") {
+						cancel()
+					}
+				},
+			})
+			if err == nil {
+				t.Fatal("it did not fail")
+			}
+			began := time.Now()
+			waitFor(t, func() bool {
+				for _, u := range p.usage(t) {
+					if u.InUse {
+						t.Logf("%v in use: %s %q, %d bytes", time.Since(began), u.RecordType, u.Description, u.Size)
+						return false
+					}
+				}
+				return true
+			})
+		})
+	}
+}
+
+// restartBuildkit is the end of all uses: BuildKit lets go of what a build used some time after its end.
 func (p *platform) restartBuildkit(t *testing.T) {
 	t.Helper()
 	if err := errors.Join(p.stopBuildkit(), p.startBuildkit(), p.builder.Ready(t.Context())); err != nil {

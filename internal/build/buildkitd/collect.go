@@ -2,7 +2,9 @@ package buildkitd
 
 import (
 	"context"
+	"runtime"
 	"sync"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
@@ -14,7 +16,10 @@ import (
 // the bound of the cache once a minute, and a small disk may be full before.
 const roomShare = 4
 
-// collector brings the cache below its bound after each build while the disk is short.
+// releasePause is how long the answer to a failed build may take to be written.
+const releasePause = time.Second
+
+// collector lets go of what a failed build wrote, and brings the cache below its bound after each build while the disk is short.
 type collector struct {
 	server *Server
 	work   sync.WaitGroup
@@ -24,10 +29,28 @@ type collector struct {
 // afterBuild is an interceptor. What it starts goes on after the answer; wait waits for it.
 func (c *collector) afterBuild(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	answer, err := handle(ctx, req)
-	if _, build := req.(*controlapi.SolveRequest); build && c.short() {
-		c.work.Go(func() { c.collect(context.WithoutCancel(ctx)) })
+	failed := err != nil // err itself must not be held
+	if _, build := req.(*controlapi.SolveRequest); build && (failed || c.short()) {
+		c.work.Go(func() {
+			if failed {
+				c.release()
+			}
+			if c.short() {
+				c.collect(context.WithoutCancel(ctx))
+			}
+		})
 	}
 	return answer, err
+}
+
+// release removes the files of a step that failed or was killed. BuildKit keeps them for the step's error, until Go's own garbage
+// collector finds that nobody has that any more, which may take minutes when nothing else is built.
+func (c *collector) release() {
+	select {
+	case <-time.After(releasePause):
+	case <-c.server.stopping:
+	}
+	runtime.GC()
 }
 
 func (c *collector) wait() { c.work.Wait() }
