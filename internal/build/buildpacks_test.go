@@ -122,6 +122,17 @@ func (p *platform) makeBuilder(ctx context.Context, name string) error {
 	})
 }
 
+// openStore is open until the test ends.
+func (p *platform) openStore(t testing.TB) *imagestore.Store {
+	t.Helper()
+	store, err := imagestore.Open(p.socket, p.namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	return store
+}
+
 // putImage makes an image of another one and a layer with files; no base is none.
 func (p *platform) putImage(ctx context.Context, name, base string, files map[string]string, edit func(*ocispec.ImageConfig)) error {
 	store, err := imagestore.Open(p.socket, p.namespace)
@@ -452,11 +463,7 @@ func TestBuilderOfRegistry(t *testing.T) {
 	if err := client.ImageService().Delete(t.Context(), builder, images.SynchronousDelete()); err != nil {
 		t.Fatal(err)
 	}
-	store, err := imagestore.Open(p.socket, p.namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = store.Close() })
+	store := p.openStore(t)
 	if _, err := builders.New(store, func(string) {}).Pull(t.Context(), builder); err != nil {
 		t.Fatal(err)
 	}

@@ -14,11 +14,7 @@ import (
 // TestPutDuringCollections: what Put writes is not collected before the image has its name.
 func TestPutDuringCollections(t *testing.T) {
 	p := sharedPlatform(t)
-	store, err := imagestore.Open(p.socket, p.namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	store := p.openStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	collected := make(chan error, 1)
 	go func() { collected <- collectUntil(ctx, store) }()

@@ -12,7 +12,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/deis/deis/internal/build"
-	"github.com/deis/deis/internal/build/imagestore"
 	"github.com/deis/deis/internal/paas"
 )
 
@@ -70,11 +69,7 @@ func (l *layout) files() build.MemFiles {
 
 func TestImportLayout(t *testing.T) {
 	p := sharedPlatform(t)
-	store, err := imagestore.Open(p.socket, p.namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	store := p.openStore(t)
 	leased, done, err := store.Lease(t.Context())
 	if err != nil {
 		t.Fatal(err)
