@@ -403,15 +403,17 @@ func (s *starter) describe(ctx context.Context, f *fault) string {
 }
 
 // lastLines waits for what an instance has written: the engine tells of its end, with a line of its own, while the process
-// that writes the log may still have the rest.
+// that writes the log may still have the rest. The engine's lines are left out.
 func (s *starter) lastLines(ctx context.Context, inst engine.Instance) []engine.LogLine {
-	own := func(l engine.LogLine) bool { return !strings.HasPrefix(l.Text, "deis: ") }
-	lines := s.lines(ctx, inst)
+	read := func() []engine.LogLine {
+		return slices.DeleteFunc(s.lines(ctx, inst), func(l engine.LogLine) bool { return strings.HasPrefix(l.Text, "deis: ") })
+	}
+	lines := read()
 	until := time.Now().Add(tailWait)
 	for !s.m.opt.SkipWaits && time.Now().Before(until) && sleep(ctx, tailPause) {
-		count := len(lines)
-		lines = s.lines(ctx, inst)
-		if len(lines) == count && slices.ContainsFunc(lines, own) {
+		before := len(lines)
+		lines = read()
+		if before > 0 && len(lines) == before {
 			break
 		}
 	}
