@@ -59,10 +59,11 @@ func BenchmarkScale(b *testing.B) {
 	})
 	quiesce(ctx, b)
 	before := scrape(b, "controller")
-	sleepFor(ctx, b, 10*time.Second) // a scrape has the controller measure files
-	from := takeUsage(b)
+	pids := processes(b)
+	sleepFor(ctx, b, 10*time.Second) // scrape and status had the controller measure files
+	from := takeUsage(pids)
 	sleepFor(ctx, b, idle)
-	to := takeUsage(b)
+	to := takeUsage(pids)
 	after := scrape(b, "controller")
 	printIdle(b, from, to)
 	op.printCalls(ctx, b, apps)
@@ -249,9 +250,9 @@ type usage struct {
 }
 
 // takeUsage reads it for each daemon, and for the shims and log writers together.
-func takeUsage(b *testing.B) usage {
+func takeUsage(pids map[int]string) usage {
 	u := usage{at: time.Now(), cpu: map[string]time.Duration{}, memory: map[string]int64{}, resident: map[string]int64{}, count: map[string]int{}}
-	for pid, name := range processes(b) {
+	for pid, name := range pids {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			continue // it has ended
