@@ -47,6 +47,8 @@ type Builder struct {
 	opts   Options
 	client *client.Client
 	images *imagestore.Store
+
+	balance balancer
 }
 
 // Options of a Builder. Address, ContainerdAddress and Namespace are required.

@@ -19,7 +19,7 @@ const (
 
 	// buildShares is the CPU weight of all builds together beside that of all instances together (1024): when both want
 	// the CPU, builds get a third. buildWeight is the same for version 2 (default 100). It is no less, because an
-	// app that takes all it can get must not keep the push that mends it from being built.
+	// app that takes all it can get must not keep the push that mends it from being built. balance says when it counts.
 	buildShares = 512
 	buildWeight = 50
 	// buildIOWeight is the least that the kernel knows; only some disk schedulers heed it.
@@ -71,10 +71,10 @@ func (c *cgroup) make() error {
 	if cgroupV2() {
 		return c.makeV2()
 	}
-	for _, controller := range []string{"memory", "cpu", "pids", "blkio"} {
+	for _, controller := range []string{"memory", "cpu", "cpuacct", "pids", "blkio"} {
 		root := filepath.Join(cgroupRoot, controller)
 		if _, err := os.Stat(root); err != nil {
-			if controller == "blkio" { // weights only
+			if controller == "blkio" || controller == "cpuacct" { // they limit nothing
 				continue
 			}
 			return fmt.Errorf("this kernel has no %s controller for cgroups (%w)", controller, err)
@@ -169,6 +169,30 @@ func (c *cgroup) yield() {
 	for _, name := range []string{"blkio.weight", "blkio.bfq.weight"} {
 		_ = writeExisting(c.file("blkio", name), strconv.Itoa(max(buildIOWeight, 10))) // the least of both
 	}
+}
+
+// setIdle makes the group idle: it runs only where nobody else wants to, so a program that wakes up takes the CPU at once, not at the
+// end of a slice. Or it gives the group its weight, which an idle one refuses. Kernels before Linux 5.15 do not have it.
+func (c *cgroup) setIdle(idle bool) {
+	if idle {
+		_ = writeExisting(c.file("cpu", "cpu.idle"), "1")
+		return
+	}
+	_ = writeExisting(c.file("cpu", "cpu.idle"), "0")
+	c.yield()
+}
+
+// cpuTime is what the group and all below it have used of the CPUs.
+func (c *cgroup) cpuTime() (time.Duration, error) {
+	if cgroupV2() {
+		return time.Duration(c.value("cpu.stat", "usage_usec")) * time.Microsecond, nil
+	}
+	text, err := os.ReadFile(c.file("cpuacct", "cpuacct.usage"))
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return time.Duration(n), err
 }
 
 func writeExisting(path, value string) error {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"os"
+	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -34,3 +37,12 @@ func ImportLayout(leased context.Context, store *imagestore.Store, files MemFile
 	l := layoutImport{files: files, store: store, known: known, limit: limit}
 	return l.image(leased, context.WithoutCancel(context.Background()))
 }
+
+// BuildsIdle reports whether the kernel takes the builds with this CgroupParent for idle.
+func BuildsIdle(parent string) (bool, error) {
+	text, err := os.ReadFile((&cgroup{path: parent}).file("cpu", "cpu.idle"))
+	return strings.TrimSpace(string(text)) == "1", err
+}
+
+// BuildsCPU is what the builds with this CgroupParent have used of the CPUs.
+func BuildsCPU(parent string) (time.Duration, error) { return (&cgroup{path: parent}).cpuTime() }

@@ -9,10 +9,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/deis/deis/internal/paas"
 )
@@ -76,6 +75,9 @@ func (b *Builder) guarded(ctx context.Context, app string, config map[string]str
 		}
 	}
 	g.started = time.Now()
+	if g.group != nil {
+		defer b.balance.join(path.Dir(g.group.path))()
+	}
 	err = g.run(ctx, build)
 	if g.group != nil {
 		if left := g.group.release(context.WithoutCancel(ctx)); left != nil {
@@ -153,21 +155,20 @@ func (g *guard) run(ctx context.Context, build func(context.Context, *guard) err
 		cancel(err)
 	}
 	watching, stop := context.WithCancel(watched)
-	var watches errgroup.Group
-	watches.Go(func() error { end(g.watch(watching)); return nil })
-	watches.Go(func() error { end(g.watchDisk(watching)); return nil })
-	watches.Go(func() error {
+	var watches sync.WaitGroup
+	watches.Go(func() { end(g.watch(watching)) })
+	watches.Go(func() { end(g.watchDisk(watching)) })
+	watches.Go(func() {
 		select {
 		case <-ctx.Done():
 			end(context.Cause(ctx))
 		case <-watching.Done():
 		}
-		return nil
 	})
 	err := build(watched, g)
 	close(ended)
 	stop()
-	_ = watches.Wait() // they return nil
+	watches.Wait()
 	if v := verdict.Load(); v != nil {
 		return *v
 	}

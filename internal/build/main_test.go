@@ -68,9 +68,15 @@ func TestMain(m *testing.M) {
 		daemon.Main("buildkitd", os.Args[1:], buildkitd.Main)
 		return
 	}
-	if os.Getenv(appEnv) != "" {
-		fmt.Fprintln(os.Stderr, runApp())
-		os.Exit(1)
+	for env, run := range map[string]func() error{appEnv: runApp, loadEnv: runLoad} {
+		if os.Getenv(env) == "" {
+			continue
+		}
+		if err := run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
 	code := m.Run()
 	if shared.p != nil {
