@@ -466,7 +466,9 @@ func (p *platform) asInstance(t testing.TB, cmd *exec.Cmd) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		for _, root := range cgroupRoots() {
-			_ = os.Remove(filepath.Join(root, "deis-"+p.id, "app")) // fails for all but the last program
+			// This fails for all but the last program.
+			_ = os.Remove(filepath.Join(root, "deis-"+p.id, "app"))
+			_ = os.Remove(filepath.Join(root, "deis-"+p.id))
 		}
 	})
 	for _, root := range cgroupRoots() {

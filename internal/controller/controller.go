@@ -255,8 +255,8 @@ func RemoveInstances(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("remove instances: %w", err)
 	}
 	cfg.Log.Info("removed all instances", "instances", len(instances))
-	if host, ok := eng.(interface{ RemoveNetwork(context.Context) error }); ok {
-		return host.RemoveNetwork(ctx)
+	if host, ok := eng.(interface{ Leave(context.Context) error }); ok {
+		return host.Leave(ctx)
 	}
 	return nil
 }

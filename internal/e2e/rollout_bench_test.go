@@ -130,7 +130,7 @@ func (o *operator) newBareEngine(b *testing.B, image api.BuildHook) *bareEngine 
 		if err := bare.remove(); err != nil {
 			b.Error(err)
 		}
-		if err := e.RemoveNetwork(context.Background()); err != nil {
+		if err := e.Leave(context.Background()); err != nil {
 			b.Error(err)
 		}
 		e.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -62,16 +63,8 @@ func newBench(t testing.TB, daemon *containerdtest.Daemon) *bench {
 	}).String()
 	b.open()
 	t.Cleanup(func() {
-		b.Close()
-		ctx := context.Background()
-		if err := b.network.Remove(ctx); err != nil {
-			t.Errorf("remove network: %v", err)
-		}
-		for _, pattern := range []string{"/sys/fs/cgroup/*/deis-", "/sys/fs/cgroup/deis-"} {
-			dirs, _ := filepath.Glob(pattern + platform)
-			for _, dir := range dirs {
-				os.Remove(dir)
-			}
+		if err := errors.Join(b.Leave(context.Background()), b.Close()); err != nil {
+			t.Error(err)
 		}
 	})
 	return b

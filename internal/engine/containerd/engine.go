@@ -229,12 +229,16 @@ func (e *Engine) Close() error {
 	return e.client.Close()
 }
 
-// RemoveNetwork takes away what the engine has on the host itself: bridge,
-// addresses and firewall rules. No instance may be left. It ends the engine's
+// Leave takes away what the engine has on the host itself: bridge, addresses, firewall
+// rules and control groups. No instance may be left. It ends the engine's
 // own work, so that nothing can be done but Close afterwards.
-func (e *Engine) RemoveNetwork(ctx context.Context) error {
+func (e *Engine) Leave(ctx context.Context) error {
 	e.stop()
 	e.done.Wait()
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + e.cgroups()) // version 1; the pattern is valid
+	for _, dir := range append(groups, "/sys/fs/cgroup"+e.cgroups()) {
+		_ = os.Remove(dir) // one that is empty does no harm
+	}
 	return e.network.Remove(ctx)
 }
 
@@ -264,8 +268,9 @@ func (e *Engine) instanceDir(id string) string { return filepath.Join(e.instance
 func (e *Engine) logsDir() string              { return filepath.Join(e.opts.Root, "logs") }
 func (e *Engine) logDir(app string) string     { return filepath.Join(e.logsDir(), app) }
 
-// cgroup is the control group of a container, below every controller's root.
-func (e *Engine) cgroup(id string) string { return "/deis-" + e.opts.PlatformID + "/" + id }
+// cgroup is the control group of a container, below every controller's root; cgroups is that of all.
+func (e *Engine) cgroup(id string) string { return e.cgroups() + "/" + id }
+func (e *Engine) cgroups() string         { return "/deis-" + e.opts.PlatformID }
 
 func newID() string {
 	b := make([]byte, 16)

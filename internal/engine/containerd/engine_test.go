@@ -542,6 +542,14 @@ func TestManyAddresses(t *testing.T) {
 	}
 	one.clean()
 	two.clean()
+	if err := one.Leave(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/deis-", "/sys/fs/cgroup/deis-", "/sys/class/net/deis"} {
+		if left, _ := filepath.Glob(pattern + one.opts.PlatformID); len(left) > 0 {
+			t.Errorf("a platform that left has %v", left)
+		}
+	}
 }
 
 // TestReboot takes all processes and mounts away, and looks at what comes back.
