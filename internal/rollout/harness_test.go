@@ -30,6 +30,7 @@ type memory struct {
 	rollouts  []paas.Rollout
 	live      map[string][]paas.Set
 	instances map[string][]paas.Instance
+	notes     []string
 	broken    error // what every method answers, if set
 }
 
@@ -206,6 +207,11 @@ func (s *memory) SaveInstances(_ context.Context, app string, instances []paas.I
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.instances[app] = slices.Clone(instances)
+	return s.broken
+}
+
+func (s *memory) Note(_ context.Context, _, text string) error {
+	s.set(func() { s.notes = append(s.notes, text) })
 	return s.broken
 }
 

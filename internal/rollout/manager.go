@@ -76,6 +76,7 @@ type app struct {
 	// unhealthy has the reason. checks end the checks of those that are up.
 	ready     map[string]bool
 	unhealthy map[string]string
+	noted     map[string]time.Time // when users were told last, by type and number
 	checks    map[string]context.CancelFunc
 	saved     []paas.Instance
 	known     bool // saved is what the store has
@@ -181,7 +182,7 @@ func (m *Manager) appOf(uuid string) *app {
 		unrouted: map[engine.SetKey]bool{},
 		repairs:  map[slot]*repair{}, repairing: map[engine.SetKey]bool{},
 		retiring: map[engine.SetKey]bool{}, stuck: map[engine.SetKey]*stuck{},
-		ready: map[string]bool{}, unhealthy: map[string]string{}, checks: map[string]context.CancelFunc{},
+		ready: map[string]bool{}, unhealthy: map[string]string{}, noted: map[string]time.Time{}, checks: map[string]context.CancelFunc{},
 	}
 	m.apps[uuid] = a
 	m.spawnLocked(a, func() { m.follow(a) })

@@ -18,6 +18,9 @@ const (
 	// fail one after the other. What Deis v1 publishes is renewed every 10 s and lives for 20 (contract 10.5).
 	watchPause    = 10 * time.Second
 	watchFailures = 2
+	// notePause is how long nothing more is noted of an instance, by its type and number: the notes of a check that comes and
+	// goes must not drive those of what was done to the app out of what is kept.
+	notePause = time.Hour
 )
 
 // targets are the instances of live sets of routed types that are up and ready: a rollout or a check of the
@@ -107,6 +110,24 @@ func (m *Manager) check(ctx context.Context, a *app, inst engine.Instance, confi
 		m.metrics.unhealthy.Inc()
 		a.dismiss(ctx, inst.ID, reason)
 		poke(a.look)
+		m.note(ctx, a, name(inst), reason)
+	}
+}
+
+// note tells the app's users why an instance gets no requests, once in notePause.
+func (m *Manager) note(ctx context.Context, a *app, name, reason string) {
+	a.mu.Lock()
+	due := time.Since(a.noted[name]) > notePause
+	if due {
+		a.noted[name] = time.Now()
+	}
+	a.mu.Unlock()
+	if !due {
+		return
+	}
+	err := m.opt.Store.Note(ctx, a.uuid, fmt.Sprintf("%s %s; it gets no requests while another instance does", name, reason))
+	if err != nil && ctx.Err() == nil {
+		m.opt.Log.Warn("a line is not in an app's log", "app", a.uuid, "error", err.Error())
 	}
 }
 

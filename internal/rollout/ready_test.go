@@ -206,6 +206,12 @@ func TestUnhealthyGetsNoRequests(t *testing.T) {
 		time.Sleep(2 * maxRetry)
 		w.wantRouted("in the end", "web.1", "web.2")
 		w.want("reasons", reasons(), []string{"", ""})
+		w.failing("web.1") // again, within the hour
+		time.Sleep(enough)
+		var notes []string
+		note := " does not pass its health check any more: got '503', expected: '200'; it gets no requests while another instance does"
+		w.store.set(func() { notes = slices.Clone(w.store.notes) })
+		w.want("notes", notes, []string{"web.1" + note, "web.2" + note})
 	})
 }
 

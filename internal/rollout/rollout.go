@@ -51,6 +51,8 @@ type Store interface {
 	// SaveInstances replaces the rows of an app's instances; it is a cache of what the
 	// engine said, for the API. Instances keep UUID and Created where generation, type and number are equal.
 	SaveInstances(ctx context.Context, app string, instances []paas.Instance) error
+	// Note writes a line about an app for its users, among the lines of what was done to it.
+	Note(ctx context.Context, app, text string) error
 }
 
 // Router is the controller's side of the routing table.

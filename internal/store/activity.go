@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"slices"
 	"sync"
@@ -27,6 +28,11 @@ func (s *Store) Activities(ctx context.Context, app string, n int) ([]paas.Activ
 func (s *Store) ActivitiesAfter(ctx context.Context, app string, id int64) ([]paas.Activity, error) {
 	return collect(ctx, s.reads, scanActivity,
 		"SELECT "+activityColumns+" FROM activity WHERE app = ? AND id > ? ORDER BY id", app, id)
+}
+
+// Note writes a row about an app that is nobody's doing.
+func (s *Store) Note(ctx context.Context, app, text string) error {
+	return s.mutate(ctx, paas.Activity{App: app, Text: text}, func(*sql.Tx, *paas.Activity) error { return nil })
 }
 
 // AppsTouched returns the last row's number and the apps that rows after one
