@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -148,6 +149,8 @@ type buildpacksJob struct {
 	// fetched are the buildpacks of the pusher's choice, in order.
 	fetched []fetchedBuildpack
 	secrets map[string][]byte
+	// files are what secrets name by their paths.
+	files []*os.File
 }
 
 // imagestoreImage is the run image, with its configuration as it stands.
@@ -161,6 +164,11 @@ type imagestoreImage struct {
 // buildpacks is the strategy for commits without a Dockerfile.
 func (j *job) buildpacks(ctx context.Context) (*Result, error) {
 	bp := &buildpacksJob{job: j, secrets: map[string][]byte{}}
+	defer func() {
+		for _, f := range bp.files {
+			_ = f.Close() // it was in memory
+		}
+	}()
 	opt := client.SolveOpt{
 		LocalMounts: map[string]fsutil.FS{contextName: j.plan.tree},
 		Session:     []session.Attachable{secretsprovider.NewSecretProvider(bp)},

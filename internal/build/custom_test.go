@@ -5,10 +5,13 @@ import (
 	"archive/zip"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/cgi" //nolint:gosec // of a test: git's own program
+	"net/http/httptest"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -84,6 +87,8 @@ func (p *platform) serveBuildpacks(t *testing.T) (url string) {
 		Env: []string{"GIT_PROJECT_ROOT=" + r.dir, "GIT_HTTP_EXPORT_ALL=1"},
 	}
 	tgz, zipped := archives(t)
+	own := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("git was led to this host") }))
+	t.Cleanup(own.Close)
 	mux := http.NewServeMux()
 	serve := func(path string, data []byte) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, req *http.Request) {
@@ -102,6 +107,7 @@ func (p *platform) serveBuildpacks(t *testing.T) (url string) {
 	_ = tar.NewWriter(&empty).Close()
 	serve("/empty.tar", empty.Bytes())
 	mux.HandleFunc("/repo.git/", func(w http.ResponseWriter, req *http.Request) {
+		noArgument(t, "hunter2", base64.StdEncoding.EncodeToString([]byte("me:hunter2"))) // git waits for the answer
 		if user, password, _ := req.BasicAuth(); user != "me" || password != "hunter2" {
 			w.Header().Set("WWW-Authenticate", "Basic")
 			http.Error(w, "who are you", http.StatusUnauthorized)
@@ -109,11 +115,37 @@ func (p *platform) serveBuildpacks(t *testing.T) (url string) {
 		}
 		backend.ServeHTTP(w, req)
 	})
+	mux.HandleFunc("/public.git/", func(w http.ResponseWriter, req *http.Request) {
+		if _, _, ok := req.BasicAuth(); ok {
+			t.Error("credentials follow a redirect")
+		}
+		req.URL.Path = "/repo.git/" + strings.TrimPrefix(req.URL.Path, "/public.git/")
+		backend.ServeHTTP(w, req)
+	})
 	mux.HandleFunc("/moved.git/", func(w http.ResponseWriter, req *http.Request) {
-		http.Redirect(w, req, "/repo.git/"+strings.TrimPrefix(req.URL.RequestURI(), "/moved.git/"), http.StatusFound)
+		http.Redirect(w, req, "/public.git/"+strings.TrimPrefix(req.URL.RequestURI(), "/moved.git/"), http.StatusFound)
+	})
+	mux.HandleFunc("/inside.git/", func(w http.ResponseWriter, req *http.Request) {
+		http.Redirect(w, req, own.URL+"/inside.git/", http.StatusFound)
 	})
 	address, _ := p.outsideServing(t, mux)
 	return "http://" + address
+}
+
+// noArgument checks that no program on this host has one of these words among its arguments.
+func noArgument(t *testing.T, words ...string) {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(files) == 0 {
+		t.Errorf("programs: %v, %v", files, err)
+	}
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // it may have ended
+		for _, word := range words {
+			if bytes.Contains(text, []byte(word)) {
+				t.Errorf("the password is in the arguments of a program: %q", text)
+			}
+		}
+	}
 }
 
 func TestCustomBuildpacks(t *testing.T) {
@@ -148,7 +180,9 @@ func TestCustomBuildpacks(t *testing.T) {
 		{withPassword + "/repo.git", server + "/repo.git", "custom main", ""},
 		{withPassword + "/repo.git#side", server + "/repo.git#side", "custom branch", ""},
 		{withPassword + "/repo.git#side:sub", server + "/repo.git#side:sub", "custom sub", ""},
+		{server + "/moved.git", server + "/moved.git", "built before", ""},
 		{withPassword + "/moved.git", "", "", "cannot fetch the buildpack " + server + "/moved.git: "},
+		{server + "/inside.git", "", "", "cannot fetch the buildpack " + server + "/inside.git: "},
 		{withPassword + "/repo.git#nothing", "", "", "cannot fetch the buildpack " + server + "/repo.git#nothing: "},
 		{server + "/repo.git", "", "", "cannot fetch the buildpack " + server + "/repo.git: "},
 		{server + "/bp.tgz", server + "/bp.tgz", "custom tgz", ""},

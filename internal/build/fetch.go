@@ -2,9 +2,12 @@ package build
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -14,6 +17,7 @@ import (
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // fetchedDir holds the buildpacks of the pusher's choice while the program runs, by number.
@@ -159,7 +163,10 @@ func (j *buildpacksJob) source(ctx context.Context, c gateway.Client, where, tex
 	if s.kind == sourceImage {
 		return j.packaged(ctx, c, s)
 	}
-	state := j.fetch(s)
+	state, err := j.fetch(c, s)
+	if err != nil {
+		return groupElement{}, err
+	}
 	ref, err := evaluate(ctx, c, state)
 	if err != nil {
 		return groupElement{}, cannotFetch(s, err)
@@ -171,19 +178,35 @@ func (j *buildpacksJob) source(ctx context.Context, c gateway.Client, where, tex
 	return groupElement{Dir: j.add(state, root)}, nil
 }
 
+// HeaderFileLabel is a label of BuildKit's workers whose git takes, in place of the value of an Authorization header, a
+// reference to it: the path of an open file (/proc/PID/fd/N), a blank, and a mark that nobody can guess. The file has
+// the mark in its first line and the value in its second. The value itself would be in git's arguments, which everybody on the host can read.
+const HeaderFileLabel = "deis.git.header-file"
+
 // fetch is the files of a git repository or an archive. Credentials go by a secret of the session.
-func (j *buildpacksJob) fetch(s buildpackSource) llb.State {
+func (j *buildpacksJob) fetch(c gateway.Client, s buildpackSource) (llb.State, error) {
 	name := quiet("fetch the buildpack " + s.String())
 	git := []llb.GitOption{llb.GitRef(s.ref), llb.GitSubDir(s.dir), name}
 	http := []llb.HTTPOption{llb.Filename("archive"), llb.Chmod(0o444), name}
 	if s.auth != "" {
 		secret := fmt.Sprintf("buildpack-%d", len(j.fetched))
-		j.secrets[secret] = []byte(s.auth)
 		git = append(git, llb.AuthHeaderSecret(secret))
 		http = append(http, llb.AuthHeaderSecret(secret))
+		value := []byte(s.auth)
+		hasLabel := func(w gateway.WorkerInfo) bool { return w.Labels[HeaderFileLabel] != "" }
+		if s.kind == sourceGit && slices.ContainsFunc(c.BuildOpts().Workers, hasLabel) {
+			mark := rand.Text()
+			f, err := memoryFile(fmt.Sprintf("%s\n%s\n", mark, s.auth))
+			if err != nil {
+				return llb.State{}, err
+			}
+			j.files = append(j.files, f)
+			value = fmt.Appendf(nil, "/proc/%d/fd/%d %s", os.Getpid(), f.Fd(), mark)
+		}
+		j.secrets[secret] = value
 	}
 	if s.kind == sourceGit {
-		return llb.Git(s.location, "", git...)
+		return llb.Git(s.location, "", git...), nil
 	}
 	// The program is one of the builder image, run like the rest of the build: bounded, and without rights.
 	archive := llb.HTTP(s.location, http...)
@@ -192,7 +215,20 @@ func (j *buildpacksJob) fetch(s buildpackSource) llb.State {
 		command = []string{"unzip", "-q", "/in/archive", "-d", "/out"}
 	}
 	return j.root.Run(append(j.exec(), llb.Args(command), llb.Dir("/"), llb.Network(llb.NetModeNone), quiet("unpack the buildpack"),
-		llb.AddMount("/in", archive, llb.Readonly))...).AddMount("/out", j.owned, llb.SourcePath(ownedDir))
+		llb.AddMount("/in", archive, llb.Readonly))...).AddMount("/out", j.owned, llb.SourcePath(ownedDir)), nil
+}
+
+// memoryFile is an open file that is on no disk, and gone with this process.
+func memoryFile(content string) (*os.File, error) {
+	fd, err := unix.MemfdCreate("deis", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "deis")
+	if _, err := f.WriteString(content); err != nil {
+		return nil, errors.Join(fmt.Errorf("file in memory: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // buildpackRoot finds the buildpack in what was fetched: archives often hold one directory with all else in it.

@@ -49,6 +49,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/deis/deis/internal/build"
 	"github.com/deis/deis/internal/hostnet"
 )
 
@@ -101,6 +102,7 @@ type Server struct {
 	worker     *base.Worker
 	containerd *containerd.Client
 	controller *control.Controller
+	git        *gitProxy
 	// stopping is closed when Serve's context ends.
 	stopping chan struct{}
 	lost     atomic.Pointer[error]
@@ -220,6 +222,13 @@ func (s *Server) newWorker(ctx context.Context) (*base.Worker, error) {
 	}
 	opt.ImageStore = sourceImages{opt.ImageStore}
 	fetch := newFetcher(s.cfg.Allow)
+	if s.git, err = openGitProxy(fetch); err != nil {
+		return nil, fmt.Errorf("proxy of git: %w", err)
+	}
+	if err := wrapGit(filepath.Join(s.cfg.Root, "bin"), s.git.url()); err != nil {
+		return nil, fmt.Errorf("git: %w", err)
+	}
+	opt.Labels[build.HeaderFileLabel] = "true"
 	opt.RegistryHosts = registries(fetch)
 	w, err := base.NewWorker(ctx, opt)
 	if err != nil {
@@ -371,6 +380,9 @@ func (s *Server) Health() error {
 // nobody needs to act on its errors.
 func (s *Server) close() {
 	var errs []error
+	if s.git != nil {
+		errs = append(errs, s.git.Close())
+	}
 	if s.controller != nil {
 		errs = append(errs, s.controller.Close())
 	}

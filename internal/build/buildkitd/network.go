@@ -4,23 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/source"
-	"github.com/moby/buildkit/source/git"
 	httpsource "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/util/network"
 	"github.com/moby/buildkit/util/resolver"
@@ -70,6 +60,9 @@ func forbidden(addr netip.Addr, allow []netip.Prefix) bool {
 
 // fetcher makes requests for builds. A proxy of the environment is the operator's, and is asked as it is.
 type fetcher struct{ direct, proxied *http.Transport }
+
+// proxyNames are the variables by which an operator sends what this host fetches to a proxy.
+var proxyNames = []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"}
 
 func newFetcher(allow []netip.Prefix) *fetcher {
 	dialer := &net.Dialer{Timeout: fetchTimeout, Control: func(_, address string, _ syscall.RawConn) error {
@@ -123,61 +116,6 @@ func guardSources(w *base.Worker, f *fetcher, allow []netip.Prefix) error {
 	w.SourceManager.Register(urls)
 	if w.GitSource != nil {
 		w.SourceManager.Register(gitGuard{w.GitSource, allow})
-	}
-	return nil
-}
-
-// guardGit puts a git into a directory, and that first into this process's PATH, that follows no redirect: gitGuard
-// looks at the first address only. BuildKit takes git from PATH and hands it no configuration.
-func guardGit(dir string) error {
-	program, err := exec.LookPath("git")
-	if err != nil {
-		return fmt.Errorf("guard git: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("guard git: %w", err)
-	}
-	script := "#!/bin/sh\nexec '" + program + "' -c http.followRedirects=false \"$@\"\n"
-	if err := os.WriteFile(filepath.Join(dir, "git"), []byte(script), 0o755); err != nil { //nolint:gosec // it is a program
-		return fmt.Errorf("guard git: %w", err)
-	}
-	return os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
-}
-
-// gitGuard looks where a repository is before git, which is another program, fetches it.
-type gitGuard struct {
-	*git.Source
-	allow []netip.Prefix
-}
-
-// Resolve is part of source.Source.
-func (g gitGuard) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
-	if repo, ok := id.(*git.GitIdentifier); ok {
-		repo.SkipSubmodules = true // their addresses are in the repository: nobody looks at them before git
-		if err := g.check(ctx, repo.Remote); err != nil {
-			return nil, err
-		}
-	}
-	return g.Source.Resolve(ctx, id, sm, v)
-}
-
-func (g gitGuard) check(ctx context.Context, remote string) error {
-	host, _, _ := strings.Cut(remote, ":") // user@host:path
-	host = host[strings.LastIndex(host, "@")+1:]
-	if u, err := url.Parse(remote); err == nil && u.Scheme != "" {
-		if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err == nil && proxy != nil {
-			return nil // git asks it too
-		}
-		host = u.Hostname()
-	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return fmt.Errorf("git repository on %s: %w", host, err)
-	}
-	for _, addr := range addrs {
-		if forbidden(addr, g.allow) {
-			return fmt.Errorf("git repository on %s: %w", host, errForbidden)
-		}
 	}
 	return nil
 }
