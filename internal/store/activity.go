@@ -30,9 +30,11 @@ func (s *Store) ActivitiesAfter(ctx context.Context, app string, id int64) ([]pa
 		"SELECT "+activityColumns+" FROM activity WHERE app = ? AND id > ? ORDER BY id", app, id)
 }
 
-// Note writes a row about an app that is nobody's doing.
+// Note writes a row about an app that is nobody's doing. It is paas.NotFound once the app is to go.
 func (s *Store) Note(ctx context.Context, app, text string) error {
-	return s.mutate(ctx, paas.Activity{App: app, Text: text}, func(*sql.Tx, *paas.Activity) error { return nil })
+	return s.mutate(ctx, paas.Activity{App: app, Text: text}, func(tx *sql.Tx, _ *paas.Activity) error {
+		return appExists(ctx, tx, app)
+	})
 }
 
 // AppsTouched returns the last row's number and the apps that rows after one

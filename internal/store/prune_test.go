@@ -270,11 +270,21 @@ func TestActivityGoesWithItsApp(t *testing.T) {
 	if _, err := s.BeginRun(ctx, "alice", app, 1, "echo secret"); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Note(ctx, app.UUID, "web.1 is sick"); err != nil {
+		t.Fatal(err)
+	}
+	acts, err := s.Activities(ctx, app.UUID, 1)
+	if err != nil || len(acts) != 1 || acts[0].Text != "web.1 is sick" || acts[0].User != "" {
+		t.Errorf("the note is %+v, %v", acts, err)
+	}
 	if err := s.MarkDeleting(ctx, "alice", app); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.DeleteApp(ctx, app); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.Note(ctx, app.UUID, "web.1 is sick"); paas.CodeOf(err) != paas.NotFound {
+		t.Errorf("a note about an app that is gone: %v", err)
 	}
 	texts := func() (list []string) {
 		t.Helper()
@@ -293,7 +303,7 @@ func TestActivityGoesWithItsApp(t *testing.T) {
 	if got := texts(); !slices.Equal(got, want) {
 		t.Errorf("activity is %q, want %q", got, want)
 	}
-	err := s.write(ctx, func(tx *sql.Tx) error {
+	err = s.write(ctx, func(tx *sql.Tx) error {
 		if err := exec(ctx, tx, "INSERT INTO activity (id, at, username, app, text) VALUES (1000, 0, 'alice', ?, 'old')", app.UUID); err != nil {
 			return err
 		}
