@@ -180,7 +180,8 @@ func (j *buildpacksJob) source(ctx context.Context, c gateway.Client, where, tex
 
 // HeaderFileLabel is a label of BuildKit's workers whose git takes, in place of the value of an Authorization header, a
 // reference to it: the path of an open file (/proc/PID/fd/N), a blank, and a mark that nobody can guess. The file has
-// the mark in its first line and the value in its second. The value itself would be in git's arguments, which everybody on the host can read.
+// the mark in its first line and the value in its second. The value itself would be in git's arguments, which
+// everybody on the host can read.
 const HeaderFileLabel = "deis.git.header-file"
 
 // fetch is the files of a git repository or an archive. Credentials go by a secret of the session.
@@ -192,18 +193,10 @@ func (j *buildpacksJob) fetch(c gateway.Client, s buildpackSource) (llb.State, e
 		secret := fmt.Sprintf("buildpack-%d", len(j.fetched))
 		git = append(git, llb.AuthHeaderSecret(secret))
 		http = append(http, llb.AuthHeaderSecret(secret))
-		value := []byte(s.auth)
-		hasLabel := func(w gateway.WorkerInfo) bool { return w.Labels[HeaderFileLabel] != "" }
-		if s.kind == sourceGit && slices.ContainsFunc(c.BuildOpts().Workers, hasLabel) {
-			mark := rand.Text()
-			f, err := memoryFile(fmt.Sprintf("%s\n%s\n", mark, s.auth))
-			if err != nil {
-				return llb.State{}, err
-			}
-			j.files = append(j.files, f)
-			value = fmt.Appendf(nil, "/proc/%d/fd/%d %s", os.Getpid(), f.Fd(), mark)
+		var err error
+		if j.secrets[secret], err = j.authorization(c, s); err != nil {
+			return llb.State{}, err
 		}
-		j.secrets[secret] = value
 	}
 	if s.kind == sourceGit {
 		return llb.Git(s.location, "", git...), nil
@@ -216,6 +209,21 @@ func (j *buildpacksJob) fetch(c gateway.Client, s buildpackSource) (llb.State, e
 	}
 	return j.root.Run(append(j.exec(), llb.Args(command), llb.Dir("/"), llb.Network(llb.NetModeNone), quiet("unpack the buildpack"),
 		llb.AddMount("/in", archive, llb.Readonly))...).AddMount("/out", j.owned, llb.SourcePath(ownedDir)), nil
+}
+
+// authorization is what BuildKit is told of a source's credentials: the value of the header, or a reference to it.
+func (j *buildpacksJob) authorization(c gateway.Client, s buildpackSource) ([]byte, error) {
+	takesFile := func(w gateway.WorkerInfo) bool { return w.Labels[HeaderFileLabel] != "" }
+	if s.kind != sourceGit || !slices.ContainsFunc(c.BuildOpts().Workers, takesFile) {
+		return []byte(s.auth), nil
+	}
+	mark := rand.Text()
+	f, err := memoryFile(fmt.Sprintf("%s\n%s\n", mark, s.auth))
+	if err != nil {
+		return nil, err
+	}
+	j.files = append(j.files, f)
+	return fmt.Appendf(nil, "/proc/%d/fd/%d %s", os.Getpid(), f.Fd(), mark), nil
 }
 
 // memoryFile is an open file that is on no disk, and gone with this process.

@@ -315,31 +315,7 @@ func TestBuildsGiveWay(t *testing.T) {
 		ended <- nil
 		t.Fatal(err)
 	}
-	builds := fmt.Sprintf("/deis-%s-build", p.id)
-	waitIdle := func(want bool) {
-		t.Helper()
-		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // tests of other packages run, too
-			idle, err := build.BuildsIdle(builds)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if idle == want {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("the kernel does not take the builds for idle=%v", want)
-			}
-		}
-	}
-	used := func() time.Duration {
-		t.Helper()
-		d, err := build.BuildsCPU(builds)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-	waitIdle(true)
+	p.waitIdle(t, true)
 	var hogs []*exec.Cmd
 	for range 2 * runtime.NumCPU() {
 		hog := exec.CommandContext(t.Context(), "sh", "-c", "while :; do :; done")
@@ -349,10 +325,10 @@ func TestBuildsGiveWay(t *testing.T) {
 		p.asInstance(t, hog)
 		hogs = append(hogs, hog)
 	}
-	waitIdle(false)
-	before, since := used(), time.Now()
+	p.waitIdle(t, false)
+	before, since := p.buildsCPU(t), time.Now()
 	time.Sleep(2 * time.Second)
-	part := float64(used()-before) / float64(time.Since(since)) / float64(runtime.NumCPU())
+	part := float64(p.buildsCPU(t)-before) / float64(time.Since(since)) / float64(runtime.NumCPU())
 	t.Logf("beside hogs the builds got %.0f %% of the CPUs", 100*part)
 	if part < 0.05 || part > 0.6 { // a third but for what else runs; an idle group has less than a hundredth
 		t.Error("that is no third")
@@ -360,7 +336,33 @@ func TestBuildsGiveWay(t *testing.T) {
 	for _, hog := range hogs {
 		_ = hog.Process.Kill()
 	}
-	waitIdle(true)
+	p.waitIdle(t, true)
+}
+
+// waitIdle waits until the kernel takes the builds for idle, or not.
+func (p *platform) waitIdle(t *testing.T, want bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // other programs run, too
+		idle, err := build.BuildsIdle("/deis-" + p.id + "-build")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if idle == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the kernel does not take the builds for idle=%v", want)
+		}
+	}
+}
+
+func (p *platform) buildsCPU(t *testing.T) time.Duration {
+	t.Helper()
+	used, err := build.BuildsCPU("/deis-" + p.id + "-build")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return used
 }
 
 // TestServedAppKeepsItsLatency measures an app beside builds that take all they can. What it may take more is for
